@@ -1,0 +1,24 @@
+//! The etcd v3 messages and services, and the protocol between the members of a store.
+//!
+//! Everything here is generated from the files in `proto/`. Byte fields are [`bytes::Bytes`], so a
+//! value goes from one wire to the other without being copied. The etcd messages also carry the
+//! JSON form of etcd's HTTP gateway.
+
+#![allow(missing_docs, unused_qualifications, clippy::all, clippy::pedantic)]
+
+/// Keys with their revisions, and the events that change them.
+pub mod mvccpb {
+    include!(concat!(env!("OUT_DIR"), "/mvccpb.rs"));
+    include!(concat!(env!("OUT_DIR"), "/mvccpb.serde.rs"));
+}
+
+/// The client API.
+pub mod etcdserverpb {
+    include!(concat!(env!("OUT_DIR"), "/etcdserverpb.rs"));
+    include!(concat!(env!("OUT_DIR"), "/etcdserverpb.serde.rs"));
+}
+
+/// The protocol between members, and the records of their logs.
+pub mod peer {
+    include!(concat!(env!("OUT_DIR"), "/minikupeer.rs"));
+}

@@ -1,0 +1,4 @@
+//! Consensus: everything that knows openraft lives below this module.
+
+pub(crate) mod codec;
+pub(crate) mod types;
