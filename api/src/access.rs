@@ -1,0 +1,527 @@
+//! Reading and writing objects.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use store_client::etcdserverpb::response_op::Response;
+use store_client::etcdserverpb::{RangeRequest, TxnRequest, TxnResponse};
+use store_client::mvccpb::KeyValue;
+use store_client::{Client, request};
+use uuid::Uuid;
+
+use crate::lifecycle::{self, Step};
+use crate::{Clock, Error, Object, ObjectKey, Scope, WatchStream};
+
+/// Objects read with one request when a list is read as a whole.
+const PAGE_OBJECTS: i64 = 500;
+/// Random characters after a `generateName`, and how often another draw is made when the name is
+/// taken: Kubernetes' numbers.
+const GENERATED_CHARS: usize = 5;
+const GENERATE_TRIES: usize = 8;
+/// How often an update without a resourceVersion, or a [`Api::modify`], is tried on an object that
+/// others keep changing.
+const MODIFY_TRIES: usize = 64;
+
+/// The store as a place for objects. Clones are cheap.
+#[derive(Clone, Debug)]
+pub struct Store {
+    client: Client,
+    clock: Clock,
+}
+
+impl Store {
+    /// Objects in the store that a client talks to, stamped with the time of a clock.
+    pub fn new(client: Client, clock: Clock) -> Self {
+        Self { client, clock }
+    }
+
+    /// Access to the objects of one kind.
+    pub fn api<K: Object>(&self) -> Api<K> {
+        Api { store: self.clone(), kind: PhantomData }
+    }
+
+    /// The client underneath.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The clock that objects are stamped with.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
+    }
+}
+
+/// The objects of one kind in the store. Clones are cheap.
+#[derive(Clone, Debug)]
+pub struct Api<K> {
+    store: Store,
+    kind: PhantomData<fn() -> K>,
+}
+
+/// Objects, and the revision at which they were read: a watch goes on from there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct List<K> {
+    /// The objects, by namespace and name.
+    pub items: Vec<K>,
+    /// The list's resourceVersion.
+    pub revision: i64,
+    /// Where the next page begins; none when this is the last one.
+    pub next: Option<Continue>,
+    /// How many objects come after these.
+    pub remaining: i64,
+}
+
+/// How much of a list to read.
+#[derive(Clone, Debug, Default)]
+pub struct ListOptions {
+    /// The most objects to read; 0: all.
+    pub limit: i64,
+    /// Where a page before this one ended.
+    pub next: Option<Continue>,
+    /// The revision to read at; none: the newest. A page after the first is read at the revision
+    /// of the first, whatever this says.
+    pub revision: Option<i64>,
+}
+
+/// Where a list goes on, and at which revision. As text it is `REVISION:KEY`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Continue {
+    revision: i64,
+    /// What the scope's prefix is followed by in the first key of the page.
+    start: String,
+}
+
+impl fmt::Display for Continue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.revision, self.start)
+    }
+}
+
+impl FromStr for Continue {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let (revision, start) = text.split_once(':').ok_or(Error::BadContinue)?;
+        let revision = revision.parse().map_err(|_| Error::BadContinue)?;
+        if revision <= 0 {
+            return Err(Error::BadContinue);
+        }
+        Ok(Self { revision, start: start.to_owned() })
+    }
+}
+
+/// How to delete an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeleteOptions {
+    /// Only the object with this uid.
+    pub uid: Option<String>,
+    /// Only the object as it was at this revision, its resourceVersion.
+    pub revision: Option<i64>,
+    /// Seconds that its containers get to stop; none: as long as the object says. 0 removes a pod
+    /// at once, whatever still runs of it.
+    pub grace_seconds: Option<i64>,
+}
+
+/// What became of a request for deletion.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Deletion<K> {
+    /// The object is gone; this is what it was last.
+    Removed(K),
+    /// The object has a `deletionTimestamp` and stays until what holds it lets go.
+    Pending(K),
+}
+
+impl<K> Deletion<K> {
+    /// The object, as it was last or is now.
+    pub fn into_object(self) -> K {
+        match self {
+            Self::Removed(object) | Self::Pending(object) => object,
+        }
+    }
+}
+
+/// What a compare-and-swap found.
+pub(crate) enum Swap {
+    /// It was carried out, at this revision.
+    Done(i64),
+    /// The key was changed; this is what it holds now, if anything.
+    Changed(Option<KeyValue>),
+}
+
+impl<K: Object> Api<K> {
+    /// The clock that objects are stamped with.
+    pub fn clock(&self) -> &Clock {
+        &self.store.clock
+    }
+
+    /// Reads an object, linearizably. [`Error::NotFound`] when there is none.
+    pub async fn get(&self, key: &ObjectKey) -> Result<K, Error> {
+        self.find(key).await?.ok_or_else(|| not_found::<K>(key))
+    }
+
+    /// Reads an object, linearizably, if there is one.
+    pub async fn find(&self, key: &ObjectKey) -> Result<Option<K>, Error> {
+        let response = self.store.client.range(request::key(key.store_key(K::kind()))).await?;
+        response.kvs.first().map(decode).transpose()
+    }
+
+    /// Reads all objects of a scope at one revision, in pages. What is not an object of the kind
+    /// is left out, with a warning in the log.
+    pub async fn list(&self, scope: &Scope) -> Result<List<K>, Error> {
+        let mut page = ListOptions { limit: PAGE_OBJECTS, ..ListOptions::default() };
+        let mut all = self.list_page(scope, page.clone()).await?;
+        while let Some(next) = all.next.take() {
+            page.next = Some(next);
+            let more = self.list_page(scope, page.clone()).await?;
+            all.items.extend(more.items);
+            all.next = more.next;
+            all.remaining = more.remaining;
+        }
+        Ok(all)
+    }
+
+    /// Reads a page of a scope. [`Error::Expired`] when its revision is compacted.
+    pub async fn list_page(&self, scope: &Scope, options: ListOptions) -> Result<List<K>, Error> {
+        let prefix = scope.prefix(K::kind());
+        let (start, revision) = match &options.next {
+            Some(next) => (format!("{prefix}{}", next.start), Some(next.revision)),
+            None => (prefix.clone(), options.revision),
+        };
+        let response = self
+            .store
+            .client
+            .range(RangeRequest {
+                key: start.into(),
+                range_end: request::prefix_end(prefix.as_bytes()),
+                limit: options.limit,
+                revision: revision.unwrap_or(0),
+                ..RangeRequest::default()
+            })
+            .await?;
+        let header = response.header.unwrap_or_default();
+        let revision = revision.unwrap_or(header.revision);
+        let next = match response.kvs.last() {
+            Some(last) if response.more => {
+                let key = String::from_utf8_lossy(&last.key);
+                let after = key.strip_prefix(&prefix).unwrap_or_default();
+                Some(Continue { revision, start: format!("{after}\0") })
+            }
+            _ => None,
+        };
+        let remaining = response.count - i64::try_from(response.kvs.len()).unwrap_or(i64::MAX);
+        let items = response.kvs.iter().filter_map(decode_or_warn).collect();
+        Ok(List { items, revision, next, remaining: remaining.max(0) })
+    }
+
+    /// Creates an object: fills in uid, creationTimestamp, generation 1 and defaults, and a name
+    /// when it has only a `generateName`. Returns it as it is stored.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`], [`Error::Invalid`].
+    pub async fn create(&self, object: K) -> Result<K, Error> {
+        let generate = object.metadata().generate_name.clone().filter(|_| object.name().is_empty());
+        let Some(prefix) = generate.filter(|prefix| !prefix.is_empty()) else {
+            return self.create_named(object).await;
+        };
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let mut named = object.clone();
+            named.metadata_mut().name = Some(format!("{prefix}{}", random_suffix()));
+            match self.create_named(named).await {
+                Err(Error::AlreadyExists { .. }) if tries < GENERATE_TRIES => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn create_named(&self, object: K) -> Result<K, Error> {
+        let uid = Uuid::new_v4().to_string();
+        let mut object = lifecycle::create(object, uid, self.store.clock.now())?;
+        let key = object.key();
+        match self.swap(&key, None, Some(&object)).await? {
+            Swap::Done(revision) => {
+                set_revision(&mut object, revision);
+                Ok(object)
+            }
+            Swap::Changed(_) => Err(Error::AlreadyExists { kind: K::kind().plural, key }),
+        }
+    }
+
+    /// Replaces an object, but for its status and what only the store sets. With a
+    /// resourceVersion, only if it was not changed since; without, whatever it is now. A change of
+    /// the spec counts up the generation. An update that changes nothing writes nothing; one that
+    /// removes the last finalizer of an object being deleted removes it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Conflict`], [`Error::Invalid`].
+    pub async fn update(&self, object: K) -> Result<K, Error> {
+        self.replace(object, |before, desired| Ok(lifecycle::update(before, desired.clone())?))
+            .await
+    }
+
+    /// Replaces the status of an object and nothing else; otherwise like [`Self::update`].
+    pub async fn update_status(&self, object: K) -> Result<K, Error> {
+        self.replace(object, |before, desired| Ok(lifecycle::update_status(before, desired))).await
+    }
+
+    async fn replace(
+        &self,
+        desired: K,
+        step: impl Fn(&K, &K) -> Result<Step<K>, Error>,
+    ) -> Result<K, Error> {
+        let key = desired.key();
+        let uid = desired.metadata().uid.clone().filter(|uid| !uid.is_empty());
+        let version = desired.metadata().resource_version.clone().filter(|text| !text.is_empty());
+        let revision = match version {
+            None => None,
+            Some(text) => Some(text.parse::<i64>().map_err(|_| Error::Conflict {
+                kind: K::kind().plural,
+                key: key.clone(),
+                reason: format!("resourceVersion {text:?} is not one that the store gave out"),
+            })?),
+        };
+        let before = self.get(&key).await?;
+        let done = self
+            .step_until_done(before, |before| {
+                lifecycle::check_preconditions(before, uid.as_deref(), revision)?;
+                step(before, &desired)
+            })
+            .await?;
+        Ok(done.into_object())
+    }
+
+    /// Reads an object, lets a function change it and writes it, as [`Self::update`] does; when
+    /// others changed it in between, all over again. A function that changes nothing writes
+    /// nothing; its error is the answer.
+    pub async fn modify<F>(&self, key: &ObjectKey, change: F) -> Result<K, Error>
+    where
+        F: FnMut(&mut K) -> Result<(), Error>,
+    {
+        let before = self.get(key).await?;
+        self.modify_from(&before, change).await
+    }
+
+    /// Like [`Self::modify`], but begins with an object that was read before, from a [`Cache`]
+    /// say, and so costs one request when that one is still the newest.
+    ///
+    /// [`Cache`]: crate::Cache
+    pub async fn modify_from<F>(&self, before: &K, mut change: F) -> Result<K, Error>
+    where
+        F: FnMut(&mut K) -> Result<(), Error>,
+    {
+        let done = self
+            .step_until_done(before.clone(), |before| {
+                let mut after = before.clone();
+                change(&mut after)?;
+                Ok(lifecycle::update(before, after)?)
+            })
+            .await?;
+        Ok(done.into_object())
+    }
+
+    /// Like [`Self::modify`], for the status alone.
+    pub async fn modify_status<F>(&self, key: &ObjectKey, change: F) -> Result<K, Error>
+    where
+        F: FnMut(&mut K) -> Result<(), Error>,
+    {
+        let before = self.get(key).await?;
+        self.modify_status_from(&before, change).await
+    }
+
+    /// Like [`Self::modify_from`], for the status alone.
+    pub async fn modify_status_from<F>(&self, before: &K, mut change: F) -> Result<K, Error>
+    where
+        F: FnMut(&mut K) -> Result<(), Error>,
+    {
+        let done = self
+            .step_until_done(before.clone(), |before| {
+                let mut after = before.clone();
+                change(&mut after)?;
+                Ok(lifecycle::update_status(before, &after))
+            })
+            .await?;
+        Ok(done.into_object())
+    }
+
+    /// Asks for the deletion of an object: see [`Deletion`] for what may come of it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Conflict`] when a precondition does not hold.
+    pub async fn delete(
+        &self,
+        key: &ObjectKey,
+        options: &DeleteOptions,
+    ) -> Result<Deletion<K>, Error> {
+        let before = self.get(key).await?;
+        let now = self.store.clock.now();
+        self.step_until_done(before, |before| {
+            lifecycle::check_preconditions(before, options.uid.as_deref(), options.revision)?;
+            Ok(lifecycle::delete(before, options, now))
+        })
+        .await
+    }
+
+    /// Ends the deletion of an object once nothing is left of what it stood for: for kubelets,
+    /// when the containers of a pod are gone. Does nothing when there is no object of that name
+    /// and uid any more; one with finalizers stays until those are removed.
+    pub async fn finish_delete(&self, key: &ObjectKey, uid: &str) -> Result<(), Error> {
+        let options = DeleteOptions {
+            uid: Some(uid.to_owned()),
+            grace_seconds: Some(0),
+            ..DeleteOptions::default()
+        };
+        match self.delete(key, &options).await {
+            Ok(_) | Err(Error::NotFound { .. } | Error::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Watches a scope from the revision after this one on; none: from now on.
+    pub fn watch(&self, scope: &Scope, after_revision: Option<i64>) -> WatchStream<K> {
+        WatchStream::new(&self.store.client, &scope.prefix(K::kind()), after_revision)
+    }
+
+    /// Takes an object from one version to the next, with whatever it is at that moment, until
+    /// the step and the swap have met.
+    pub(crate) async fn step_until_done(
+        &self,
+        mut before: K,
+        mut step: impl FnMut(&K) -> Result<Step<K>, Error>,
+    ) -> Result<Deletion<K>, Error> {
+        let key = before.key();
+        for _ in 0..MODIFY_TRIES {
+            let after = match step(&before)? {
+                Step::Keep => return Ok(Deletion::Pending(before)),
+                Step::Write(after) => Some(after),
+                Step::Remove => None,
+            };
+            match (self.swap(&key, Some(&before), after.as_ref()).await?, after) {
+                (Swap::Done(revision), Some(mut after)) => {
+                    set_revision(&mut after, revision);
+                    return Ok(Deletion::Pending(after));
+                }
+                (Swap::Done(revision), None) => {
+                    set_revision(&mut before, revision);
+                    return Ok(Deletion::Removed(before));
+                }
+                (Swap::Changed(Some(kv)), _) => before = decode(&kv)?,
+                (Swap::Changed(None), _) => return Err(not_found::<K>(&key)),
+            }
+        }
+        let reason = format!("{MODIFY_TRIES} attempts met a change by somebody else");
+        Err(Error::Conflict { kind: K::kind().plural, key, reason })
+    }
+
+    /// One transaction that takes an object from `before`, none when it must not exist, to
+    /// `after`, none when it goes, and the copy under its node with it.
+    ///
+    /// A swap whose answer is lost is sent again: it compares the mod revision, so it takes place
+    /// once. If the compare fails then, what is there tells whether that was our own doing: our
+    /// very bytes, which hold a uid. (One thing cannot be told: an object that was created and
+    /// whose creation's answer was lost, deleted by somebody within the same second, is created
+    /// again.)
+    async fn swap(
+        &self,
+        key: &ObjectKey,
+        before: Option<&K>,
+        after: Option<&K>,
+    ) -> Result<Swap, Error> {
+        let store_key = Bytes::from(key.store_key(K::kind()));
+        let copy_key = |object: &K| object.node_name().map(|node| key.node_pod_key(node));
+        let (old_copy, new_copy) = (before.and_then(copy_key), after.and_then(copy_key));
+        let value = after.map(encode).transpose()?;
+
+        let mut success = Vec::with_capacity(3);
+        match &value {
+            Some(value) => success.push(request::put_op(store_key.clone(), value.clone())),
+            None => success.push(request::delete_op(store_key.clone())),
+        }
+        if let Some(old) = old_copy.filter(|old| Some(old) != new_copy.as_ref()) {
+            success.push(request::delete_op(old));
+        }
+        if let (Some(new), Some(value)) = (new_copy, &value) {
+            success.push(request::put_op(new, value.clone()));
+        }
+        let txn = TxnRequest {
+            compare: vec![request::mod_revision_is(
+                store_key.clone(),
+                before.map_or(0, Object::revision),
+            )],
+            success,
+            failure: vec![request::range_op(request::key(store_key))],
+        };
+        let (response, repeated) = self.store.client.txn_guarded(txn).await?;
+        if response.succeeded {
+            return Ok(Swap::Done(response.header.unwrap_or_default().revision));
+        }
+        let revision = response.header.as_ref().map_or(0, |header| header.revision);
+        let found = found_key(response);
+        Ok(match (&found, &value) {
+            (Some(kv), Some(value)) if repeated && kv.value == *value => {
+                Swap::Done(kv.mod_revision)
+            }
+            (None, None) if repeated => Swap::Done(revision),
+            _ => Swap::Changed(found),
+        })
+    }
+}
+
+/// What the range in the failure branch of a swap found.
+fn found_key(response: TxnResponse) -> Option<KeyValue> {
+    match response.responses.into_iter().next()?.response? {
+        Response::ResponseRange(range) => range.kvs.into_iter().next(),
+        Response::ResponsePut(_) | Response::ResponseDeleteRange(_) | Response::ResponseTxn(_) => {
+            None
+        }
+    }
+}
+
+fn not_found<K: Object>(key: &ObjectKey) -> Error {
+    Error::NotFound { kind: K::kind().plural, key: key.clone() }
+}
+
+fn set_revision<K: Object>(object: &mut K, revision: i64) {
+    object.metadata_mut().resource_version = Some(revision.to_string());
+}
+
+/// The bytes of an object in the store: without its resourceVersion, which the key itself has.
+fn encode<K: Object>(object: &K) -> Result<Bytes, Error> {
+    let mut object = object.clone();
+    object.metadata_mut().resource_version = None;
+    match serde_json::to_vec(&object) {
+        Ok(json) => Ok(json.into()),
+        Err(source) => Err(Error::Encode { kind: K::kind().kind, source }),
+    }
+}
+
+/// An object out of the store, with its mod revision as resourceVersion.
+pub(crate) fn decode<K: Object>(kv: &KeyValue) -> Result<K, Error> {
+    let mut object: K = serde_json::from_slice(&kv.value).map_err(|source| Error::Corrupt {
+        store_key: String::from_utf8_lossy(&kv.key).into_owned(),
+        kind: K::kind().kind,
+        source,
+    })?;
+    set_revision(&mut object, kv.mod_revision);
+    Ok(object)
+}
+
+/// An object out of the store; none, and a warning, when it is something else.
+pub(crate) fn decode_or_warn<K: Object>(kv: &KeyValue) -> Option<K> {
+    decode(kv)
+        .inspect_err(|error| {
+            let cause = std::error::Error::source(error).map(ToString::to_string);
+            tracing::warn!(%error, cause, "left out");
+        })
+        .ok()
+}
+
+/// Characters without vowels and look-alikes, as Kubernetes draws them.
+fn random_suffix() -> String {
+    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+    let random = Uuid::new_v4();
+    let bytes = random.as_bytes().iter().take(GENERATED_CHARS);
+    bytes.map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
+}

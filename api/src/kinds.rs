@@ -1,0 +1,424 @@
+//! The kinds of objects there are. A new kind is a row in [`KINDS`] and an [`Object`] for its type.
+
+use std::fmt::Debug;
+
+use k8s_openapi::Metadata;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Event, Node, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::validation::{self, check};
+use crate::{Cause, ObjectKey, Selector};
+
+/// The most replicas that one ReplicaSet may ask for.
+const MAX_REPLICAS: i32 = 100_000;
+/// How long a pod's containers may take to stop when the pod does not say: Kubernetes' default.
+const DEFAULT_GRACE_SECONDS: i64 = 30;
+
+/// What is to be known of a kind without its Rust type.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// The API group; empty for the core group.
+    pub group: &'static str,
+    /// The version within the group.
+    pub version: &'static str,
+    /// As in `Pod`.
+    pub kind: &'static str,
+    /// As in `pods`: in the paths of the API and of the store.
+    pub plural: &'static str,
+    /// As in `pod`.
+    pub singular: &'static str,
+    /// What `kubectl` users write for short.
+    pub short_names: &'static [&'static str],
+    /// Whether objects of the kind belong to a namespace.
+    pub namespaced: bool,
+    /// Whether status is written apart from the rest.
+    pub has_status: bool,
+    /// Whether there is a `spec`, whose changes `metadata.generation` counts.
+    pub has_generation: bool,
+}
+
+impl Kind {
+    /// The `apiVersion` of objects of the kind, as in `apps/v1`.
+    pub fn api_version(&self) -> String {
+        match self.group {
+            "" => self.version.to_owned(),
+            group => format!("{group}/{}", self.version),
+        }
+    }
+}
+
+/// The row of pods.
+pub static POD: Kind = Kind {
+    group: "",
+    version: "v1",
+    kind: "Pod",
+    plural: "pods",
+    singular: "pod",
+    short_names: &["po"],
+    namespaced: true,
+    has_status: true,
+    has_generation: true,
+};
+
+/// The row of ReplicaSets.
+pub static REPLICA_SET: Kind = Kind {
+    group: "apps",
+    version: "v1",
+    kind: "ReplicaSet",
+    plural: "replicasets",
+    singular: "replicaset",
+    short_names: &["rs"],
+    namespaced: true,
+    has_status: true,
+    has_generation: true,
+};
+
+/// The row of nodes.
+pub static NODE: Kind = Kind {
+    group: "",
+    version: "v1",
+    kind: "Node",
+    plural: "nodes",
+    singular: "node",
+    short_names: &["no"],
+    namespaced: false,
+    has_status: true,
+    has_generation: true,
+};
+
+/// The row of leases, with which nodes show that they live.
+pub static LEASE: Kind = Kind {
+    group: "coordination.k8s.io",
+    version: "v1",
+    kind: "Lease",
+    plural: "leases",
+    singular: "lease",
+    short_names: &[],
+    namespaced: true,
+    has_status: false,
+    has_generation: false,
+};
+
+/// The row of events.
+pub static EVENT: Kind = Kind {
+    group: "",
+    version: "v1",
+    kind: "Event",
+    plural: "events",
+    singular: "event",
+    short_names: &["ev"],
+    namespaced: true,
+    has_status: false,
+    has_generation: false,
+};
+
+/// All kinds.
+pub static KINDS: [&Kind; 5] = [&POD, &REPLICA_SET, &NODE, &LEASE, &EVENT];
+
+/// The kind with a plural, as in a path.
+pub fn kind_named(group: &str, plural: &str) -> Option<&'static Kind> {
+    KINDS.into_iter().find(|kind| kind.group == group && kind.plural == plural)
+}
+
+/// An object that is kept in the store.
+pub trait Object:
+    Metadata<Ty = ObjectMeta>
+    + Clone
+    + Debug
+    + PartialEq
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    /// The row of its kind.
+    fn kind() -> &'static Kind;
+
+    /// Takes the status of another object in place of its own.
+    fn take_status(&mut self, from: &Self);
+
+    /// Whether the specs are equal, so that an update leaves `metadata.generation` as it is.
+    fn same_spec(&self, other: &Self) -> bool;
+
+    /// Fills in what was left out and has a default.
+    fn set_defaults(&mut self) {}
+
+    /// Adds the rules of the kind that the object breaks. Those of all kinds are checked already.
+    fn validate(&self, causes: &mut Vec<Cause>);
+
+    /// Adds what may not change from one version of an object to the next and did.
+    fn validate_change(&self, _before: &Self, _causes: &mut Vec<Cause>) {}
+
+    /// The node that an object is bound to, under whose prefix it is kept a second time.
+    fn node_name(&self) -> Option<&str> {
+        None
+    }
+
+    /// Seconds that somebody needs to wind up what the object stands for before it may go; none
+    /// when it may go at once.
+    fn grace_seconds(&self) -> Option<i64> {
+        None
+    }
+
+    /// Its key, as far as the metadata says.
+    fn key(&self) -> ObjectKey {
+        ObjectKey::namespaced(self.namespace(), self.name())
+    }
+
+    /// Its name; empty before it has one.
+    fn name(&self) -> &str {
+        self.metadata().name.as_deref().unwrap_or_default()
+    }
+
+    /// Its namespace; empty for kinds without.
+    fn namespace(&self) -> &str {
+        self.metadata().namespace.as_deref().unwrap_or_default()
+    }
+
+    /// Its uid; empty before it is created.
+    fn uid(&self) -> &str {
+        self.metadata().uid.as_deref().unwrap_or_default()
+    }
+
+    /// The revision of its last write; 0 when it was not read from the store.
+    fn revision(&self) -> i64 {
+        let version = self.metadata().resource_version.as_deref();
+        version.and_then(|version| version.parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether its deletion was asked for.
+    fn is_deleting(&self) -> bool {
+        self.metadata().deletion_timestamp.is_some()
+    }
+
+    /// The owner that manages it: the reference with `controller: true`.
+    fn controller(&self) -> Option<&OwnerReference> {
+        let owners = self.metadata().owner_references.iter().flatten();
+        owners.into_iter().find(|owner| owner.controller == Some(true))
+    }
+}
+
+impl Object for Pod {
+    fn kind() -> &'static Kind {
+        &POD
+    }
+
+    fn take_status(&mut self, from: &Self) {
+        self.status.clone_from(&from.status);
+    }
+
+    fn same_spec(&self, other: &Self) -> bool {
+        self.spec == other.spec
+    }
+
+    fn set_defaults(&mut self) {
+        if let Some(spec) = &mut self.spec {
+            pod_spec_defaults(spec);
+        }
+        let status = self.status.get_or_insert_default();
+        status.phase.get_or_insert_with(|| "Pending".to_owned());
+    }
+
+    fn validate(&self, causes: &mut Vec<Cause>) {
+        validate_pod_spec("spec", self.spec.as_ref(), causes);
+    }
+
+    fn validate_change(&self, before: &Self, causes: &mut Vec<Cause>) {
+        if before.node_name().is_some() && self.node_name() != before.node_name() {
+            check(causes, || "spec.nodeName".into(), Err("must not change once it is set"));
+        }
+    }
+
+    fn node_name(&self) -> Option<&str> {
+        let node = self.spec.as_ref()?.node_name.as_deref()?;
+        (!node.is_empty()).then_some(node)
+    }
+
+    /// A bound pod has containers to stop, unless it ended by itself.
+    fn grace_seconds(&self) -> Option<i64> {
+        self.node_name()?;
+        let phase = self.status.as_ref().and_then(|status| status.phase.as_deref());
+        if matches!(phase, Some("Succeeded" | "Failed")) {
+            return None;
+        }
+        let asked = self.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+        Some(asked.unwrap_or(DEFAULT_GRACE_SECONDS))
+    }
+}
+
+impl Object for ReplicaSet {
+    fn kind() -> &'static Kind {
+        &REPLICA_SET
+    }
+
+    fn take_status(&mut self, from: &Self) {
+        self.status.clone_from(&from.status);
+    }
+
+    fn same_spec(&self, other: &Self) -> bool {
+        self.spec == other.spec
+    }
+
+    fn set_defaults(&mut self) {
+        let Some(spec) = &mut self.spec else { return };
+        spec.replicas.get_or_insert(1);
+        if let Some(spec) = spec.template.as_mut().and_then(|template| template.spec.as_mut()) {
+            pod_spec_defaults(spec);
+        }
+        self.status.get_or_insert_default();
+    }
+
+    fn validate(&self, causes: &mut Vec<Cause>) {
+        let Some(spec) = &self.spec else {
+            return check(causes, || "spec".into(), Err("is required"));
+        };
+        let replicas = spec.replicas.unwrap_or(1);
+        if replicas < 0 {
+            check(causes, || "spec.replicas".into(), Err("must not be negative"));
+        }
+        if replicas > MAX_REPLICAS {
+            check(causes, || "spec.replicas".into(), Err("must not be above 100000"));
+        }
+        let Some(template) = &spec.template else {
+            return check(causes, || "spec.template".into(), Err("is required"));
+        };
+        let labels = template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
+        if let Some(labels) = labels {
+            validation::labels("spec.template.metadata.labels", labels, causes);
+        }
+        if let Some(labels) = &spec.selector.match_labels {
+            validation::labels("spec.selector.matchLabels", labels, causes);
+        }
+        match Selector::new(&spec.selector) {
+            Err(cause) => {
+                let field = format!("spec.selector.{}", cause.field);
+                causes.push(Cause { field, ..cause });
+            }
+            Ok(selector) if selector.is_empty() => {
+                check(causes, || "spec.selector".into(), Err("must not be empty"));
+            }
+            Ok(selector) if !selector.matches(labels) => check(
+                causes,
+                || "spec.template.metadata.labels".into(),
+                Err("must match the selector"),
+            ),
+            Ok(_) => {}
+        }
+        validate_pod_spec("spec.template.spec", template.spec.as_ref(), causes);
+    }
+
+    fn validate_change(&self, before: &Self, causes: &mut Vec<Cause>) {
+        let selector = |set: &Self| set.spec.as_ref().map(|spec| spec.selector.clone());
+        if selector(self) != selector(before) {
+            check(causes, || "spec.selector".into(), Err("must not change"));
+        }
+    }
+}
+
+impl Object for Node {
+    fn kind() -> &'static Kind {
+        &NODE
+    }
+
+    fn take_status(&mut self, from: &Self) {
+        self.status.clone_from(&from.status);
+    }
+
+    fn same_spec(&self, other: &Self) -> bool {
+        self.spec == other.spec
+    }
+
+    fn validate(&self, causes: &mut Vec<Cause>) {
+        for (i, taint) in self.spec.iter().flat_map(|spec| spec.taints.iter().flatten()).enumerate()
+        {
+            check(causes, || format!("spec.taints[{i}].key"), validation::label_key(&taint.key));
+        }
+    }
+}
+
+impl Object for Lease {
+    fn kind() -> &'static Kind {
+        &LEASE
+    }
+
+    fn take_status(&mut self, _from: &Self) {}
+
+    fn same_spec(&self, other: &Self) -> bool {
+        self.spec == other.spec
+    }
+
+    fn validate(&self, causes: &mut Vec<Cause>) {
+        let seconds = self.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
+        if seconds.is_some_and(|seconds| seconds <= 0) {
+            check(causes, || "spec.leaseDurationSeconds".into(), Err("must be above 0"));
+        }
+    }
+}
+
+impl Object for Event {
+    fn kind() -> &'static Kind {
+        &EVENT
+    }
+
+    fn take_status(&mut self, _from: &Self) {}
+
+    fn same_spec(&self, _other: &Self) -> bool {
+        true
+    }
+
+    fn validate(&self, _causes: &mut Vec<Cause>) {}
+}
+
+fn pod_spec_defaults(spec: &mut PodSpec) {
+    spec.restart_policy.get_or_insert_with(|| "Always".to_owned());
+    spec.termination_grace_period_seconds.get_or_insert(DEFAULT_GRACE_SECONDS);
+}
+
+fn validate_pod_spec(field: &str, spec: Option<&PodSpec>, causes: &mut Vec<Cause>) {
+    let Some(spec) = spec else { return check(causes, || field.into(), Err("is required")) };
+    if spec.containers.is_empty() {
+        check(causes, || format!("{field}.containers"), Err("must not be empty"));
+    }
+    for (i, container) in spec.containers.iter().enumerate() {
+        let at = |name: &str| format!("{field}.containers[{i}].{name}");
+        check(causes, || at("name"), validation::dns_label(&container.name));
+        if spec.containers[..i].iter().any(|other| other.name == container.name) {
+            check(causes, || at("name"), Err("must not be the name of another container"));
+        }
+        let image = container.image.as_deref().unwrap_or_default();
+        if image.is_empty() {
+            check(causes, || at("image"), Err("must not be empty"));
+        } else if image.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            check(causes, || at("image"), Err("must not contain white space"));
+        }
+        for (j, variable) in container.env.iter().flatten().enumerate() {
+            if variable.name.is_empty() || variable.name.contains('=') {
+                check(
+                    causes,
+                    || at(&format!("env[{j}].name")),
+                    Err("must not be empty and must not contain '='"),
+                );
+            }
+        }
+    }
+    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
+    if !matches!(policy, "Always" | "OnFailure" | "Never") {
+        check(
+            causes,
+            || format!("{field}.restartPolicy"),
+            Err("must be Always, OnFailure or Never"),
+        );
+    }
+    if spec.termination_grace_period_seconds.is_some_and(|seconds| seconds < 0) {
+        check(
+            causes,
+            || format!("{field}.terminationGracePeriodSeconds"),
+            Err("must not be negative"),
+        );
+    }
+}
