@@ -5,7 +5,7 @@
 //!   finalizers, the bind of a pod, raw watches. What every kind has in common is done here, once.
 //! - [`Informer`] and [`Cache`]: a local copy of a [`Scope`] that follows the store.
 //! - [`WorkQueue`]: keys to be worked on, each by one worker at a time, with delays and backoff.
-//! - [`validation`], [`Selector`], [`Clock`], [`Error`].
+//! - [`validation`], [`annotations`], [`Selector`], [`Clock`], [`Error`].
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,6 +32,7 @@
 //! ```
 
 mod access;
+pub mod annotations;
 mod binding;
 mod cache;
 mod clock;
