@@ -1,0 +1,3 @@
+//! The log as openraft uses it.
+
+mod suite;
