@@ -322,7 +322,8 @@ impl<K: Object> Api<K> {
         Ok(done.into_object())
     }
 
-    /// Like [`Self::modify`], for the status alone.
+    /// Like [`Self::modify`], for the status and the annotations alone: what the one who does the
+    /// work has to report.
     pub async fn modify_status<F>(&self, key: &ObjectKey, change: F) -> Result<K, Error>
     where
         F: FnMut(&mut K) -> Result<(), Error>,
@@ -331,7 +332,7 @@ impl<K: Object> Api<K> {
         self.modify_status_from(&before, change).await
     }
 
-    /// Like [`Self::modify_from`], for the status alone.
+    /// Like [`Self::modify_from`], for the status and the annotations alone.
     pub async fn modify_status_from<F>(&self, before: &K, mut change: F) -> Result<K, Error>
     where
         F: FnMut(&mut K) -> Result<(), Error>,
@@ -340,7 +341,7 @@ impl<K: Object> Api<K> {
             .step_until_done(before.clone(), |before| {
                 let mut after = before.clone();
                 change(&mut after)?;
-                Ok(lifecycle::update_status(before, &after))
+                Ok(lifecycle::report(before, &after))
             })
             .await?;
         Ok(done.into_object())

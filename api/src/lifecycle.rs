@@ -74,6 +74,15 @@ pub(crate) fn update_status<K: Object>(before: &K, desired: &K) -> Step<K> {
     if after == *before { Step::Keep } else { Step::Write(after) }
 }
 
+/// What a report of whoever does the work makes of an object: its status, and with it the
+/// annotations, which tell what the status has no field for.
+pub(crate) fn report<K: Object>(before: &K, desired: &K) -> Step<K> {
+    let mut after = before.clone();
+    after.take_status(desired);
+    after.metadata_mut().annotations.clone_from(&desired.metadata().annotations);
+    if after == *before { Step::Keep } else { Step::Write(after) }
+}
+
 /// What a request for deletion makes of an object whose preconditions hold.
 pub(crate) fn delete<K: Object>(before: &K, options: &DeleteOptions, now: Timestamp) -> Step<K> {
     let grace = match (before.grace_seconds(), options.grace_seconds) {
