@@ -1,0 +1,57 @@
+//! The flat forms: the short JSON of a pod, a ReplicaSet and a node, for people with curl.
+//!
+//! What is stored are Kubernetes objects; a flat form is a view of one, and says less. The rules:
+//!
+//! - **Reading** is a projection: it never fails, whatever the stored object looks like.
+//! - **Writing** is strict: an unknown field, a missing one or a bad value is a [`Cause`] that
+//!   names the field by its path (`template.env.PATH`), and nothing is stored.
+//! - **What GET gives, PUT takes.** Fields that only the system sets (`currentCount`, `status`, …)
+//!   are accepted in a body and ignored.
+//! - **Replacing keeps what the flat form cannot say**: a PUT changes the fields a flat form has and
+//!   leaves the others of the stored object (probes, resources, `status`, …) alone.
+//!
+//! ```text
+//! {"name":"nginx","desiredCount":4,"selector":{"app":"nginx"},"template":{"image":"nginx:latest"}}
+//!   <-> ReplicaSet  metadata.name                       nginx
+//!                   spec.replicas                       4
+//!                   spec.selector.matchLabels           app=nginx
+//!                   spec.template.metadata.labels       app=nginx   (the selector's, where not given)
+//!                   spec.template.spec.containers[0]    image nginx:latest
+//! ```
+
+mod body;
+mod container;
+mod node;
+mod pod;
+mod replicaset;
+mod rules;
+
+pub(crate) use node::Nodes;
+pub(crate) use pod::Pods;
+pub(crate) use replicaset::ReplicaSets;
+pub(crate) use rules::cause;
+
+use api::Cause;
+use serde::Serialize;
+
+/// A kind of object as the flat API shows it.
+pub(crate) trait Flat: Send + Sync + 'static {
+    /// The stored Kubernetes object.
+    type Object: api::Object;
+    /// What a client reads.
+    type Form: Serialize + Send;
+
+    /// The flat form of `object`.
+    fn form(object: &Self::Object) -> Self::Form;
+}
+
+/// A kind of object that clients may write in its flat form.
+pub(crate) trait FlatWrite: Flat {
+    /// Reads and checks a request's body. `path_name` is the name in the request's path, if it has
+    /// one: the body may leave its name out then, but must not contradict it.
+    fn parse(body: &[u8], path_name: Option<&str>) -> Result<Self::Object, Cause>;
+
+    /// Makes `stored` what `wanted`, a result of [`FlatWrite::parse`], says, as far as the flat form
+    /// can say it.
+    fn replace(stored: &mut Self::Object, wanted: Self::Object) -> Result<(), Cause>;
+}

@@ -1,0 +1,187 @@
+//! What a client gets when its request fails: a status and a JSON body that says why.
+//!
+//! ```json
+//! {"error":{"code":"Invalid","field":"desiredCount","reason":"must be a whole number from 0 to 50000, not -1"}}
+//! ```
+//!
+//! `code` is one word for programs, Kubernetes' word where it has one; `field` is the path of the
+//! field that was wrong and is left out where no field was; `reason` says what was wrong and what
+//! would be right.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use api::{Cause, Error, KINDS, StoreError};
+
+/// What a client should know after a change of unknown outcome.
+const UNCERTAIN: &str =
+    "a change that was asked for may have been made or not: look before trying again";
+
+/// A failed request's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Body,
+}
+
+/// What the answer's body says under `error`, and the last line of a watch that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Body {
+    pub(crate) code: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(crate) field: String,
+    pub(crate) reason: String,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, reason: impl Into<String>) -> Self {
+        Self { status, body: Body { code, field: String::new(), reason: reason.into() } }
+    }
+
+    /// 404: there is no object of that name.
+    pub(crate) fn not_found(kind: &str, name: &str) -> Self {
+        let reason = format!("there is no {kind} named {name:?}");
+        Self::new(StatusCode::NOT_FOUND, "NotFound", reason)
+    }
+
+    /// 404: nothing lives at that path.
+    pub(crate) fn unknown_path(path: &str) -> Self {
+        let reason = format!(
+            "there is nothing at {path:?}; there are /pods, /replicasets, /nodes, /healthz and /version"
+        );
+        Self::new(StatusCode::NOT_FOUND, "NotFound", reason)
+    }
+
+    /// 405: that cannot be done there.
+    pub(crate) fn method_not_allowed(method: &str, path: &str) -> Self {
+        let reason = format!("{method} is not possible on {path:?}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", reason)
+    }
+
+    /// 409: the name is taken.
+    pub(crate) fn already_exists(kind: &str, name: &str) -> Self {
+        let reason = format!("there is a {kind} named {name:?} already; PUT replaces it");
+        Self::new(StatusCode::CONFLICT, "AlreadyExists", reason)
+    }
+
+    /// 409: others kept changing the object while this request tried to.
+    pub(crate) fn conflict(kind: &str, name: &str) -> Self {
+        let reason = format!("{kind} {name:?} is being changed by others; try again");
+        Self::new(StatusCode::CONFLICT, "Conflict", reason)
+    }
+
+    /// 408: the body did not come in time.
+    pub(crate) fn body_too_slow(waited: Duration) -> Self {
+        let reason = format!("the request's body did not arrive within {waited:?}");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "Timeout", reason)
+    }
+
+    /// 400: the body broke off.
+    pub(crate) fn body_unreadable(error: &dyn std::error::Error) -> Self {
+        let reason = format!("the request's body could not be read: {error}");
+        Self::new(StatusCode::BAD_REQUEST, "BadRequest", reason)
+    }
+
+    /// 413: the body is above the limit.
+    pub(crate) fn body_too_large(limit: usize) -> Self {
+        let reason = format!("the request's body is larger than {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", reason)
+    }
+
+    /// 410: the store has forgotten what came after that revision.
+    pub(crate) fn expired() -> Self {
+        let reason = "the store no longer has what changed since that resourceVersion; list again and watch from the list's X-Resource-Version";
+        Self::new(StatusCode::GONE, "Expired", reason)
+    }
+
+    /// 503: the store could not be asked, and nothing was changed.
+    pub(crate) fn store_unavailable(why: &StoreError) -> Self {
+        let reason = format!("the store cannot be reached: {why}");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", reason)
+    }
+
+    /// 503: the store was asked and did not answer in time.
+    pub(crate) fn store_timeout(waited: Duration) -> Self {
+        let reason = format!("the store did not answer within {waited:?}; {UNCERTAIN}");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "Timeout", reason)
+    }
+
+    /// 503: the store took a change, and its answer was lost.
+    pub(crate) fn store_lost_answer() -> Self {
+        let reason = format!("the store's answer was lost; {UNCERTAIN}");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "Timeout", reason)
+    }
+
+    /// 500: something that should not happen; the log has the details.
+    pub(crate) fn internal() -> Self {
+        let reason = "something is wrong here; the API server's log says what";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", reason)
+    }
+}
+
+impl From<Cause> for Problem {
+    fn from(Cause { field, reason }: Cause) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, body: Body { code: "Invalid", field, reason } }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotFound { kind, key } => Self::not_found(singular(kind), &key.name),
+            Error::AlreadyExists { kind, key } => Self::already_exists(singular(kind), &key.name),
+            Error::Conflict { kind, key, .. } => Self::conflict(singular(kind), &key.name),
+            Error::Invalid(invalid) => match invalid.causes.into_iter().next() {
+                Some(cause) => cause.into(),
+                None => Self::new(StatusCode::BAD_REQUEST, "Invalid", "the object is invalid"),
+            },
+            Error::Expired => Self::expired(),
+            Error::Store(error @ StoreError::Unavailable { .. }) => Self::store_unavailable(&error),
+            Error::Store(StoreError::Ambiguous { .. }) => Self::store_lost_answer(),
+            error => {
+                // The chain is for whoever runs the server; clients can do nothing about it.
+                tracing::error!(error = chain(&error), "a request failed");
+                Self::internal()
+            }
+        }
+    }
+}
+
+/// As in `pod`, from `pods`.
+fn singular(plural: &'static str) -> &'static str {
+    KINDS.iter().find(|kind| kind.plural == plural).map_or(plural, |kind| kind.singular)
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// A body with the problem under `error`.
+#[derive(Serialize)]
+struct Envelope {
+    error: Body,
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(Envelope { error: self.body })).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

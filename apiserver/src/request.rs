@@ -1,0 +1,162 @@
+//! What a request says, read with limits: its body, the name in its path, its query.
+
+use std::time::Duration;
+
+use api::Cause;
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::header::CONTENT_LENGTH;
+use axum::http::request::Parts;
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use crate::App;
+use crate::flat::cause;
+use crate::problem::Problem;
+
+/// A request's whole body, whatever its Content-Type.
+pub(crate) struct WholeBody(pub(crate) Bytes);
+
+impl FromRequest<App> for WholeBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
+        let limit = app.limits.max_body_bytes;
+        let announced = request.headers().get(CONTENT_LENGTH);
+        let announced = announced.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        // Refused before a byte of it is read, so that the client need not send it.
+        if announced.is_some_and(|length| length > limit as u64) {
+            return Err(Problem::body_too_large(limit));
+        }
+        read(request.into_body(), limit, app.limits.request_timeout).await.map(Self)
+    }
+}
+
+async fn read(body: Body, limit: usize, patience: Duration) -> Result<Bytes, Problem> {
+    match tokio::time::timeout(patience, Limited::new(body, limit).collect()).await {
+        Err(_) => Err(Problem::body_too_slow(patience)),
+        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::body_too_large(limit)),
+        Ok(Err(error)) => Err(Problem::body_unreadable(error.as_ref())),
+    }
+}
+
+/// The name in a request's path.
+pub(crate) struct PathName(pub(crate) String);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathName {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(name)) => Ok(Self(name)),
+            Err(rejection) => Err(cause("name", rejection.body_text()).into()),
+        }
+    }
+}
+
+/// What the query of a list asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct ListQuery {
+    /// Stream what changes instead of listing what is there.
+    pub(crate) watch: bool,
+    /// Watch what changed after this revision; none: from now on.
+    pub(crate) resource_version: Option<i64>,
+}
+
+impl<S: Sync> FromRequestParts<S> for ListQuery {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
+            .map_err(|rejection| cause("", format!("the query: {}", rejection.body_text())))?;
+        Ok(Self::from_pairs(&pairs)?)
+    }
+}
+
+impl ListQuery {
+    fn from_pairs(pairs: &[(String, String)]) -> Result<Self, Cause> {
+        let mut query = Self::default();
+        for (key, value) in pairs {
+            match (key.as_str(), value.as_str()) {
+                ("watch", "true" | "1" | "") => query.watch = true,
+                ("watch", "false" | "0") => query.watch = false,
+                ("watch", _) => {
+                    return Err(cause("watch", format!("must be true or false, not {value:?}")));
+                }
+                // As in Kubernetes, 0 means "any".
+                ("resourceVersion", "" | "0") => query.resource_version = None,
+                ("resourceVersion", _) => {
+                    let revision =
+                        value.parse().ok().filter(|revision| (1..i64::MAX).contains(revision));
+                    query.resource_version = Some(revision.ok_or_else(|| {
+                        cause(
+                            "resourceVersion",
+                            format!("must be a number that a list or a watch gave, not {value:?}"),
+                        )
+                    })?);
+                }
+                (unknown, _) => {
+                    return Err(cause(
+                        unknown,
+                        "is not a query parameter here; there are watch and resourceVersion",
+                    ));
+                }
+            }
+        }
+        if query.resource_version.is_some() && !query.watch {
+            return Err(cause("resourceVersion", "goes with watch=true; a list is always of now"));
+        }
+        Ok(query)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::StatusCode;
+
+    fn query(text: &str) -> Result<ListQuery, String> {
+        let uri = format!("/pods?{text}").parse().unwrap();
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&uri).unwrap();
+        ListQuery::from_pairs(&pairs).map_err(|invalid| invalid.field)
+    }
+
+    #[test]
+    fn queries() {
+        let watch = |resource_version| Ok(ListQuery { watch: true, resource_version });
+        for (text, expected) in [
+            ("", Ok(ListQuery::default())),
+            ("watch=false", Ok(ListQuery::default())),
+            ("watch=true", watch(None)),
+            ("watch", watch(None)),
+            ("watch=1&resourceVersion=7", watch(Some(7))),
+            ("resourceVersion=7&watch=1", watch(Some(7))),
+            ("watch=true&resourceVersion=0", watch(None)),
+            ("watch=true&resourceVersion=", watch(None)),
+            ("watch=yes", Err("watch".to_owned())),
+            ("wacth=true", Err("wacth".to_owned())),
+            ("resourceVersion=7", Err("resourceVersion".to_owned())),
+            ("watch=true&resourceVersion=-1", Err("resourceVersion".to_owned())),
+            ("watch=true&resourceVersion=x", Err("resourceVersion".to_owned())),
+            ("watch=true&resourceVersion=9223372036854775807", Err("resourceVersion".to_owned())),
+        ] {
+            assert_eq!(query(text), expected, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_has_a_limit() {
+        let second = Duration::from_secs(1);
+        assert_eq!(read(Body::from("1234"), 4, second).await.unwrap(), "1234");
+        let problem = read(Body::from("12345"), 4, second).await.unwrap_err();
+        assert_eq!(problem.status, StatusCode::PAYLOAD_TOO_LARGE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_given_up() {
+        let never = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        let problem = read(never, 4, Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(problem.status, StatusCode::REQUEST_TIMEOUT);
+    }
+}
