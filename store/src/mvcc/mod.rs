@@ -1,1 +1,213 @@
-//! The applied state: keys, their revisions, leases.
+//! The applied state: keys with all their revisions, leases, and how far the log is applied.
+//!
+//! [`Mvcc`] is a handle that everybody shares. One writer, the state machine of Raft, calls
+//! [`Mvcc::apply`] with the entries of the log in order; everybody else reads. What holds:
+//!
+//! * **Applying is a pure function** of the entry and the state: no clock, no randomness. Members
+//!   that applied the same entries hold the same data, and [`Mvcc::hash`] says so in one number.
+//! * **Readers see whole revisions.** A write gets revision `n + 1` in the index at once, but
+//!   `current_revision` becomes `n + 1` only when all of its request is done, and no reader looks
+//!   above that.
+//! * **Apply works in memory, the engine follows.** [`Mvcc::write_behind`] hands what is pending to
+//!   the engine, data and applied log id in one atomic batch, so the engine always holds the state
+//!   after some entry, never between two. Until then readers find it in the [`window`].
+//! * **A compaction is a mark first.** From its entry on, nobody reads below it; the records go
+//!   later, in small steps, and only once the mark itself is in the engine.
+//!
+//! ```text
+//! apply -> index, window, leases      (memory, at once)
+//!       -> pending -> write_behind -> engine       (data + applied id, one batch)
+//! range -> index -> window, or the engine
+//! ```
+
+mod apply;
+mod check;
+mod compact;
+mod hash;
+mod history;
+mod index;
+mod key_range;
+mod keys;
+mod lease;
+mod open;
+mod pending;
+mod range;
+mod records;
+mod revision;
+mod txn;
+mod window;
+mod write;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+pub(crate) use self::apply::{Applied, Outcome};
+pub(crate) use self::check::{MAX_TXN_OPS, check_delete_range, check_put, check_range, check_txn};
+pub(crate) use self::compact::{CompactStep, CompactionPause};
+pub(crate) use self::hash::HashKv;
+pub(crate) use self::history::HistoryError;
+pub(crate) use self::key_range::KeyRange;
+pub(crate) use self::lease::LeaseInfo;
+pub(crate) use self::pending::Written;
+pub(crate) use self::revision::RevisionEvents;
+
+use self::index::Index;
+use self::lease::LeaseTable;
+use self::pending::{Pending, Persisted};
+use self::window::Window;
+use crate::engine::{Engine, EngineError};
+use crate::error::RequestError;
+use crate::raft::types::{LogId, StoredMembership};
+
+/// How much memory the state may take beyond its index.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// What the recent revisions may take. It is exceeded while the engine lags behind.
+    pub(crate) window_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { window_bytes: 32 * 1024 * 1024 }
+    }
+}
+
+/// Why a read or an operation did not succeed: refused, or the engine is broken and the process has
+/// to end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The same on every member; goes to the client.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// Goes to nobody; ends the process.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// The applied state; clones are handles to the same one.
+#[derive(Clone)]
+pub(crate) struct Mvcc {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Held for short times only, never while waiting for the disk.
+    state: RwLock<State>,
+    /// One at a time changes the state: an apply, or a restore.
+    writer: Mutex<Writer>,
+    /// One at a time changes the engine: write-behind, a step of compaction, the swap of a restore.
+    /// Taken before `state` and after `writer`.
+    engine_work: Mutex<EngineWork>,
+    /// How many [`CompactionPause`]s there are; raised under `engine_work`.
+    pauses: AtomicUsize,
+    limits: Limits,
+}
+
+#[derive(Default)]
+struct Writer {
+    /// Set while an entry is half applied, and for ever when that failed.
+    is_broken: bool,
+}
+
+#[derive(Default)]
+struct EngineWork {
+    compaction: compact::Progress,
+}
+
+struct State {
+    engine: Arc<dyn Engine>,
+    /// Changes when a restore replaces everything, so that a long read notices.
+    epoch: u64,
+    index: Index,
+    window: Window,
+    leases: LeaseTable,
+    /// The newest revision that readers see.
+    revision: i64,
+    /// Nothing below can be read.
+    compacted: i64,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    pending: Pending,
+    /// What the engine has.
+    persisted: Persisted,
+}
+
+impl Mvcc {
+    fn new(state: State, limits: Limits) -> Self {
+        let shared = Shared {
+            state: RwLock::new(state),
+            writer: Mutex::default(),
+            engine_work: Mutex::default(),
+            pauses: AtomicUsize::new(0),
+            limits,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The newest revision that can be read; 1 in an empty store.
+    pub(crate) fn current_revision(&self) -> i64 {
+        self.shared.state.read().revision
+    }
+
+    /// The oldest revision that can be read; -1 if none was ever compacted.
+    pub(crate) fn compacted_revision(&self) -> i64 {
+        self.shared.state.read().compacted
+    }
+
+    /// The last applied entry and the last applied membership.
+    pub(crate) fn applied(&self) -> (Option<LogId>, StoredMembership) {
+        let state = self.shared.state.read();
+        (state.applied, state.membership.clone())
+    }
+
+    /// The last entry whose effects the engine has.
+    pub(crate) fn persisted(&self) -> Option<LogId> {
+        self.shared.state.read().persisted.applied
+    }
+
+    /// About how many bytes wait for [`Mvcc::write_behind`]. Whoever applies should wait while
+    /// there are too many: they are in memory.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.shared.state.read().pending.bytes()
+    }
+
+    /// All leases in the order of their ids.
+    pub(crate) fn leases(&self) -> Vec<LeaseInfo> {
+        self.shared.state.read().leases.all()
+    }
+
+    /// One lease, if it exists.
+    pub(crate) fn lease(&self, id: i64) -> Option<LeaseInfo> {
+        self.shared.state.read().leases.get(id)
+    }
+
+    /// The keys that are bound to a lease, sorted; none if there is no such lease.
+    pub(crate) fn lease_keys(&self, id: i64) -> Vec<Bytes> {
+        self.shared.state.read().leases.keys(id)
+    }
+
+    /// What the engine takes up.
+    pub(crate) fn size_bytes(&self) -> Result<u64, EngineError> {
+        let engine = Arc::clone(&self.shared.state.read().engine);
+        engine.size_bytes()
+    }
+}
+
+impl fmt::Debug for Mvcc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.state.read();
+        f.debug_struct("Mvcc")
+            .field("engine", &state.engine)
+            .field("revision", &state.revision)
+            .field("compacted", &state.compacted)
+            .field("applied", &state.applied)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,133 @@
+//! The engine on sled 0.34.7, with what its habits ask for.
+//!
+//! * sled writes a leaf page as one piece, and a piece above a quarter of a segment goes to a blob
+//!   file that it never syncs. A page holds up to [`LEAF_ITEMS`] pairs, so a value must stay below
+//!   [`MAX_VALUE_BYTES`]; longer ones are split by the caller.
+//! * `flush` only hands the bytes to the kernel, so [`SledEngine::flush`] syncs the file itself.
+//! * Garbage is collected by the background flusher only, so `flush_every_ms` stays on.
+//! * Opening damaged files may panic, and a snapshot file that was being written when the process
+//!   died makes it fail: the panic is caught, the leftover removed.
+
+use std::any::Any;
+use std::fs::{self, File};
+use std::ops::Range;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::{Engine, EngineError, Visit, WriteBatch};
+
+/// With segments of 8 MiB a million inserts took 1.8 GB of memory, with these 0.3 GB.
+const SEGMENT_BYTES: usize = 512 * 1024;
+
+/// The most pairs that a leaf page of sled holds: it splits above 16, and a merge may add 3.
+const LEAF_ITEMS: usize = 19;
+
+/// The longest value that [`SledEngine`] should be given.
+pub(crate) const MAX_VALUE_BYTES: usize = 6 * 1024;
+
+// A full leaf with keys and framing has to fit in a quarter of a segment.
+const _: () = assert!(LEAF_ITEMS * (MAX_VALUE_BYTES + 256) < SEGMENT_BYTES / 4);
+
+/// Recent values are kept by the layer above, so pages need little of it.
+const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// How often sled writes out its buffers and collects garbage, in milliseconds.
+const FLUSH_EVERY_MS: u64 = 500;
+
+/// One sled tree in a directory of its own.
+pub(crate) struct SledEngine {
+    path: PathBuf,
+    db: sled::Db,
+}
+
+impl SledEngine {
+    /// Opens the engine in `path`, or starts an empty one there.
+    pub(crate) fn open(path: &Path) -> Result<Self, EngineError> {
+        fs::create_dir_all(path).map_err(EngineError::io("create", path))?;
+        remove_unfinished_snapshots(path)?;
+        let config = sled::Config::new()
+            .path(path)
+            .segment_size(SEGMENT_BYTES)
+            .cache_capacity(CACHE_BYTES)
+            .flush_every_ms(Some(FLUSH_EVERY_MS));
+        let db = panic::catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|panic| {
+            EngineError::Panicked { path: path.to_owned(), message: panic_message(&*panic) }
+        })??;
+        Ok(Self { path: path.to_owned(), db })
+    }
+}
+
+impl std::fmt::Debug for SledEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SledEngine({})", self.path.display())
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}
+
+/// sled writes `snap.<lsn>.generating` and renames it; one that is left over makes it fail.
+fn remove_unfinished_snapshots(path: &Path) -> Result<(), EngineError> {
+    for file in fs::read_dir(path).map_err(EngineError::io("list", path))? {
+        let file = file.map_err(EngineError::io("list", path))?;
+        let name = file.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(file.path()).map_err(EngineError::io("remove", &file.path()))?;
+        }
+    }
+    Ok(())
+}
+
+impl Engine for SledEngine {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.db.get(key)?.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(&self, range: Range<&[u8]>, visit: &mut Visit<'_>) -> Result<(), EngineError> {
+        if range.start >= range.end {
+            return Ok(());
+        }
+        for pair in self.db.range(range) {
+            let (key, value) = pair?;
+            if visit(&key, &value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, batch: WriteBatch) -> Result<(), EngineError> {
+        let mut sled_batch = sled::Batch::default();
+        for (key, value) in batch.operations {
+            match value {
+                Some(value) => sled_batch.insert(key, value),
+                None => sled_batch.remove(key),
+            }
+        }
+        Ok(self.db.apply_batch(sled_batch)?)
+    }
+
+    fn flush(&self) -> Result<(), EngineError> {
+        self.db.flush()?;
+        // An fdatasync by any descriptor covers what sled wrote through its own.
+        let file = self.path.join("db");
+        File::open(&file)
+            .and_then(|file| file.sync_data())
+            .map_err(EngineError::io("sync", &file))?;
+        File::open(&self.path)
+            .and_then(|dir| dir.sync_all())
+            .map_err(EngineError::io("sync", &self.path))
+    }
+
+    fn size_bytes(&self) -> Result<u64, EngineError> {
+        Ok(self.db.size_on_disk()?)
+    }
+}

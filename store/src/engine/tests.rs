@@ -1,0 +1,98 @@
+//! What both engines have to do, run on both.
+
+use std::fs;
+use std::ops::ControlFlow;
+
+use super::sled::MAX_VALUE_BYTES;
+use super::*;
+
+fn on_both(test: impl Fn(&dyn Engine)) {
+    test(&MemoryEngine::default());
+    let dir = tempfile::tempdir().unwrap();
+    test(&SledEngine::open(dir.path()).unwrap());
+}
+
+fn collect(engine: &dyn Engine, range: Range<&[u8]>, limit: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut pairs = Vec::new();
+    engine
+        .scan(range, &mut |key, value| {
+            pairs.push((key.to_vec(), value.to_vec()));
+            if pairs.len() == limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap();
+    pairs
+}
+
+fn pairs(range: Range<u8>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    range.map(|n| (vec![n], vec![n, n])).collect()
+}
+
+#[test]
+fn scans_are_ordered_half_open_and_stop_when_told() {
+    on_both(|engine| {
+        let mut batch = WriteBatch::default();
+        for n in (0..10).rev() {
+            batch.put(vec![n], vec![n, n]);
+        }
+        engine.write(batch).unwrap();
+        assert_eq!(collect(engine, &[2]..&[7], 100), pairs(2..7));
+        assert_eq!(collect(engine, &[2]..&[7], 2), pairs(2..4));
+        assert_eq!(collect(engine, &[7]..&[2], 2), []);
+        assert_eq!(collect(engine, &[7]..&[7], 2), []);
+        assert_eq!(engine.get(&[3]).unwrap().unwrap(), &[3, 3][..]);
+        assert_eq!(engine.get(&[33]).unwrap(), None);
+        assert!(engine.size_bytes().unwrap() > 0);
+    });
+}
+
+#[test]
+fn the_later_operation_of_a_batch_wins() {
+    on_both(|engine| {
+        let mut batch = WriteBatch::default();
+        batch.put(vec![1], vec![1]);
+        batch.delete(vec![1]);
+        batch.put(vec![2], vec![1]);
+        batch.put(vec![2], vec![2]);
+        batch.delete(vec![3]);
+        batch.put(vec![3], vec![3]);
+        assert_eq!((batch.len(), batch.bytes()), (6, 10));
+        engine.write(batch).unwrap();
+        assert_eq!(collect(engine, &[0]..&[9], 9), [(vec![2], vec![2]), (vec![3], vec![3])]);
+    });
+}
+
+#[test]
+fn sled_finds_its_data_again_and_removes_what_an_interrupted_snapshot_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = SledEngine::open(dir.path()).unwrap();
+    let mut batch = WriteBatch::default();
+    batch.put(vec![1], vec![1]);
+    engine.write(batch).unwrap();
+    engine.flush().unwrap();
+    drop(engine);
+    let leftover = dir.path().join("snap.00000000000000FF.generating");
+    fs::write(&leftover, b"half").unwrap();
+    let engine = SledEngine::open(dir.path()).unwrap();
+    assert_eq!(collect(&engine, &[0]..&[9], 9), [(vec![1], vec![1])]);
+    assert!(!leftover.exists());
+}
+
+#[test]
+fn values_of_the_longest_kind_never_become_unsynced_blobs() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = SledEngine::open(dir.path()).unwrap();
+    for round in 0..4 {
+        let mut batch = WriteBatch::default();
+        for n in 0..400_u32 {
+            batch.put(n.to_be_bytes().to_vec(), vec![round; MAX_VALUE_BYTES]);
+        }
+        engine.write(batch).unwrap();
+        let mut batch = WriteBatch::default();
+        for n in (0..400_u32).filter(|n| n % 7 != 0) {
+            batch.delete(n.to_be_bytes().to_vec());
+        }
+        engine.write(batch).unwrap();
+    }
+    engine.flush().unwrap();
+    assert_eq!(fs::read_dir(dir.path().join("blobs")).unwrap().count(), 0);
+}

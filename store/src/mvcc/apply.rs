@@ -1,0 +1,249 @@
+//! Entries of the log become state, here and nowhere else.
+//!
+//! The texts and the order of the checks are etcd's: what a client is told is part of the result,
+//! and every member comes to the same.
+
+use std::sync::Arc;
+
+use openraft::EntryPayload;
+use store_proto::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
+    LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest,
+    PutResponse, ResponseHeader, TxnResponse,
+};
+use store_proto::peer::{self, command::Op};
+
+use super::lease::NO_LEASE;
+use super::pending::PendingEntry;
+use super::revision::RevisionEvents;
+use super::write::WriteTxn;
+use super::{Failure, Mvcc, Shared};
+use crate::engine::EngineError;
+use crate::error::RequestError;
+use crate::raft::types::{Batch, LogId, MemberNode, StoredMembership};
+
+/// etcd's maximum, in seconds.
+const MAX_LEASE_TTL_SECONDS: i64 = 9_000_000_000;
+
+/// What one request came to. The headers carry the revision; the caller adds cluster, member, term.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Outcome {
+    Put(PutResponse),
+    DeleteRange(DeleteRangeResponse),
+    Txn(TxnResponse),
+    Compaction(CompactionResponse),
+    LeaseGrant(LeaseGrantResponse),
+    LeaseRevoke(LeaseRevokeResponse),
+}
+
+/// What one entry came to.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// One for each command, in their order.
+    pub(crate) results: Vec<Result<Outcome, RequestError>>,
+    /// The revisions that it made, in order.
+    pub(crate) revisions: Vec<Arc<RevisionEvents>>,
+}
+
+impl Mvcc {
+    /// Applies the next entry of the log.
+    ///
+    /// It works in memory, but a comparison of values or a `prev_kv` may have to be read from the
+    /// disk, so it may block.
+    ///
+    /// # Errors
+    ///
+    /// The state is unusable afterwards and the process has to end; requests that are merely refused
+    /// are among the results.
+    pub(crate) fn apply(
+        &self,
+        log_id: LogId,
+        payload: &EntryPayload<Batch, u64, MemberNode>,
+    ) -> Result<Applied, EngineError> {
+        let mut writer = self.shared.writer.lock();
+        if writer.is_broken {
+            return Err(EngineError::Failed);
+        }
+        writer.is_broken = true;
+        let applied = self.shared.apply_entry(log_id, payload)?;
+        writer.is_broken = false;
+        Ok(applied)
+    }
+}
+
+impl Shared {
+    fn apply_entry(
+        &self,
+        log_id: LogId,
+        payload: &EntryPayload<Batch, u64, MemberNode>,
+    ) -> Result<Applied, EngineError> {
+        self.check_order(&log_id)?;
+        let mut entry = PendingEntry::new(log_id);
+        let mut results = Vec::new();
+        match payload {
+            EntryPayload::Blank => {}
+            EntryPayload::Membership(membership) => {
+                entry.membership = Some(StoredMembership::new(Some(log_id), membership.clone()));
+            }
+            EntryPayload::Normal(batch) => {
+                results.reserve(batch.commands().len());
+                for command in batch.commands() {
+                    results.push(match self.apply_command(command, &mut entry) {
+                        Ok(outcome) => Ok(outcome),
+                        Err(Failure::Request(refused)) => Err(refused),
+                        Err(Failure::Engine(error)) => return Err(error),
+                    });
+                }
+            }
+        }
+        let revisions = entry.revisions.clone();
+        let mut state = self.state.write();
+        state.applied = Some(log_id);
+        if let Some(membership) = &entry.membership {
+            state.membership = membership.clone();
+        }
+        entry.revision = state.revision;
+        state.pending.push(entry);
+        Ok(Applied { results, revisions })
+    }
+
+    /// An entry applied twice or left out would make this member differ from the others for ever.
+    fn check_order(&self, log_id: &LogId) -> Result<(), EngineError> {
+        match self.state.read().applied {
+            Some(applied) if log_id.index() != applied.index() + 1 => Err(EngineError::Entry {
+                index: log_id.index(),
+                reason: format!("the last applied one is {}", applied.index()),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn apply_command(
+        &self,
+        command: &peer::Command,
+        entry: &mut PendingEntry,
+    ) -> Result<Outcome, Failure> {
+        match &command.op {
+            Some(Op::Put(request)) => self.apply_put(request, entry).map(Outcome::Put),
+            Some(Op::DeleteRange(request)) => {
+                self.apply_delete_range(request, entry).map(Outcome::DeleteRange)
+            }
+            Some(Op::Txn(request)) => self.apply_txn(request, entry).map(Outcome::Txn),
+            Some(Op::Compaction(request)) => {
+                self.apply_compaction(request, entry).map(Outcome::Compaction)
+            }
+            Some(Op::LeaseGrant(request)) => {
+                self.apply_lease_grant(request, entry).map(Outcome::LeaseGrant)
+            }
+            Some(Op::LeaseRevoke(request)) => {
+                self.apply_lease_revoke(request, entry).map(Outcome::LeaseRevoke)
+            }
+            // Skipping it would part this member from those that know it.
+            None => Err(Failure::Engine(EngineError::Entry {
+                index: entry.log_id.index(),
+                reason: "it holds a request that this version does not know".to_owned(),
+            })),
+        }
+    }
+
+    fn apply_put(
+        &self,
+        request: &PutRequest,
+        entry: &mut PendingEntry,
+    ) -> Result<PutResponse, Failure> {
+        {
+            let state = self.state.read();
+            if request.lease != NO_LEASE && !state.leases.contains(request.lease) {
+                return Err(RequestError::LeaseNotFound.into());
+            }
+            let needs_key = request.ignore_value || request.ignore_lease;
+            if needs_key && state.index.get(&request.key, state.revision).is_none() {
+                return Err(RequestError::KeyNotFound.into());
+            }
+        }
+        let mut txn = WriteTxn::begin(self);
+        let response = txn.put(request)?;
+        txn.finish(entry);
+        Ok(response)
+    }
+
+    fn apply_delete_range(
+        &self,
+        request: &DeleteRangeRequest,
+        entry: &mut PendingEntry,
+    ) -> Result<DeleteRangeResponse, Failure> {
+        let mut txn = WriteTxn::begin(self);
+        let response = txn.delete_range(request)?;
+        txn.finish(entry);
+        Ok(response)
+    }
+
+    fn apply_compaction(
+        &self,
+        request: &CompactionRequest,
+        entry: &mut PendingEntry,
+    ) -> Result<CompactionResponse, Failure> {
+        let mut state = self.state.write();
+        if request.revision <= state.compacted {
+            return Err(RequestError::Compacted.into());
+        }
+        if request.revision > state.revision {
+            return Err(RequestError::FutureRevision.into());
+        }
+        state.compacted = request.revision;
+        entry.compacted = Some(request.revision);
+        Ok(CompactionResponse { header: header(state.revision) })
+    }
+
+    fn apply_lease_grant(
+        &self,
+        request: &LeaseGrantRequest,
+        entry: &mut PendingEntry,
+    ) -> Result<LeaseGrantResponse, Failure> {
+        if request.id == NO_LEASE {
+            return Err(RequestError::LeaseNotFound.into());
+        }
+        if request.ttl > MAX_LEASE_TTL_SECONDS {
+            return Err(RequestError::LeaseTtlTooLarge.into());
+        }
+        let mut state = self.state.write();
+        if state.leases.contains(request.id) {
+            return Err(RequestError::LeaseExists.into());
+        }
+        state.leases.grant(request.id, request.ttl);
+        entry.leases.push((request.id, Some(request.ttl)));
+        Ok(LeaseGrantResponse {
+            header: header(state.revision),
+            id: request.id,
+            ttl: request.ttl,
+            error: String::new(),
+        })
+    }
+
+    fn apply_lease_revoke(
+        &self,
+        request: &LeaseRevokeRequest,
+        entry: &mut PendingEntry,
+    ) -> Result<LeaseRevokeResponse, Failure> {
+        let keys = {
+            let state = self.state.read();
+            if !state.leases.contains(request.id) {
+                return Err(RequestError::LeaseNotFound.into());
+            }
+            state.leases.keys(request.id)
+        };
+        let mut txn = WriteTxn::begin(self);
+        for key in keys {
+            txn.delete(&key);
+        }
+        let revision = txn.finish(entry);
+        self.state.write().leases.remove(request.id);
+        entry.leases.push((request.id, None));
+        Ok(LeaseRevokeResponse { header: header(revision) })
+    }
+}
+
+/// A header that says the revision; the rest is filled in where the answer is sent.
+pub(super) fn header(revision: i64) -> Option<ResponseHeader> {
+    Some(ResponseHeader { revision, ..ResponseHeader::default() })
+}

@@ -1,0 +1,134 @@
+//! What is wrong with a request whatever the state: asked before it is proposed, with etcd's
+//! answers.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use store_proto::etcdserverpb::{
+    DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    range_request::{SortOrder, SortTarget},
+    request_op::Request,
+};
+
+use super::key_range::KeyRange;
+use super::lease::NO_LEASE;
+use crate::error::RequestError;
+
+/// How many operations a transaction may have: the largest of compares, success and failure, and
+/// those of nested ones on top. etcd's default.
+pub(crate) const MAX_TXN_OPS: usize = 128;
+
+/// Checks a Range.
+pub(crate) fn check_range(request: &RangeRequest) -> Result<(), RequestError> {
+    if request.key.is_empty() {
+        return Err(RequestError::EmptyKey);
+    }
+    SortOrder::try_from(request.sort_order).map_err(|_| RequestError::InvalidSortOption)?;
+    SortTarget::try_from(request.sort_target).map_err(|_| RequestError::InvalidSortOption)?;
+    Ok(())
+}
+
+/// Checks a Put.
+pub(crate) fn check_put(request: &PutRequest) -> Result<(), RequestError> {
+    if request.key.is_empty() {
+        return Err(RequestError::EmptyKey);
+    }
+    if request.ignore_value && !request.value.is_empty() {
+        return Err(RequestError::ValueProvided);
+    }
+    if request.ignore_lease && request.lease != NO_LEASE {
+        return Err(RequestError::LeaseProvided);
+    }
+    Ok(())
+}
+
+/// Checks a DeleteRange.
+pub(crate) fn check_delete_range(request: &DeleteRangeRequest) -> Result<(), RequestError> {
+    if request.key.is_empty() { Err(RequestError::EmptyKey) } else { Ok(()) }
+}
+
+/// Checks a Txn with everything in it.
+pub(crate) fn check_txn(request: &TxnRequest) -> Result<(), RequestError> {
+    check_operations(request, MAX_TXN_OPS)?;
+    for branch in [&request.success, &request.failure] {
+        Writes::of_branch(branch)?;
+    }
+    Ok(())
+}
+
+fn check_operations(request: &TxnRequest, max_ops: usize) -> Result<(), RequestError> {
+    let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
+    let left = max_ops.checked_sub(ops).ok_or(RequestError::TooManyOps)?;
+    if request.compare.iter().any(|compare| compare.key.is_empty()) {
+        return Err(RequestError::EmptyKey);
+    }
+    request.success.iter().chain(&request.failure).try_for_each(|operation| {
+        match &operation.request {
+            Some(Request::RequestRange(range)) => check_range(range),
+            Some(Request::RequestPut(put)) => check_put(put),
+            Some(Request::RequestDeleteRange(delete)) => check_delete_range(delete),
+            Some(Request::RequestTxn(nested)) => check_operations(nested, left),
+            // etcd's answer to an operation that says nothing.
+            None => Err(RequestError::KeyNotFound),
+        }
+    })
+}
+
+/// What a branch may write, with the branches of its nested transactions.
+///
+/// No key may be put twice, or put and deleted, by what can run together: all writes of a
+/// transaction share one revision. Of a nested transaction's two branches only one runs.
+/// etcd checks the same, but misses a delete "from key" (`range_end` = `\0`) and a delete in a
+/// later sibling; here those are refused too.
+#[derive(Default)]
+struct Writes {
+    puts: BTreeSet<Bytes>,
+    deletes: Vec<KeyRange>,
+}
+
+impl Writes {
+    fn of_branch(branch: &[RequestOp]) -> Result<Self, RequestError> {
+        let mut writes = Self::default();
+        for operation in branch {
+            match &operation.request {
+                Some(Request::RequestPut(put)) => {
+                    let own = Self { puts: BTreeSet::from([put.key.clone()]), deletes: Vec::new() };
+                    writes.add(own)?;
+                }
+                Some(Request::RequestDeleteRange(delete)) => {
+                    let range = KeyRange::new(&delete.key, &delete.range_end);
+                    writes.add(Self { puts: BTreeSet::new(), deletes: vec![range] })?;
+                }
+                Some(Request::RequestTxn(nested)) => {
+                    let mut either = Self::of_branch(&nested.success)?;
+                    let or = Self::of_branch(&nested.failure)?;
+                    either.puts.extend(or.puts);
+                    either.deletes.extend(or.deletes);
+                    writes.add(either)?;
+                }
+                Some(Request::RequestRange(_)) | None => {}
+            }
+        }
+        Ok(writes)
+    }
+
+    /// Adds what runs in the same branch.
+    fn add(&mut self, other: Self) -> Result<(), RequestError> {
+        let is_conflict = !self.puts.is_disjoint(&other.puts)
+            || deletes_any(&self.deletes, &other.puts)
+            || deletes_any(&other.deletes, &self.puts);
+        if is_conflict {
+            return Err(RequestError::DuplicateKey);
+        }
+        self.puts.extend(other.puts);
+        self.deletes.extend(other.deletes);
+        Ok(())
+    }
+}
+
+fn deletes_any(deletes: &[KeyRange], puts: &BTreeSet<Bytes>) -> bool {
+    deletes
+        .iter()
+        .filter_map(KeyRange::bounds)
+        .any(|bounds| puts.range::<[u8], _>(bounds).next().is_some())
+}

@@ -1,0 +1,192 @@
+//! Which key was written when: every version that can still be read, without the values.
+//!
+//! etcd's key index keeps generations, from a creation to a deletion. Here the generation stands in
+//! each version instead, as the revision of its creation, which says the same in one flat list:
+//!
+//! ```text
+//! put a (2), put a (3), delete a (4), put a (6)
+//! a -> {at 2, created 2, version 1} {at 3, created 2, version 2} {at 4, deleted} {at 6, created 6, version 1}
+//! ```
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use bytes::Bytes;
+
+use super::key_range::KeyRange;
+use super::revision::Revision;
+
+/// One write of one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Version {
+    /// The revision of the write.
+    pub(crate) main: i64,
+    /// Its place in the revision.
+    pub(crate) sub: u32,
+    /// How many parts its record has in the engine.
+    pub(crate) parts: u16,
+    /// The revision that created the key; 0 in a tombstone.
+    pub(crate) created: i64,
+    /// Counts writes since the creation, from 1; 0 in a tombstone.
+    pub(crate) version: i64,
+}
+
+impl Version {
+    pub(crate) fn revision(&self) -> Revision {
+        Revision { main: self.main, sub: self.sub }
+    }
+
+    /// Whether it is the end of the key, not a value.
+    pub(crate) fn is_tombstone(&self) -> bool {
+        self.version == 0
+    }
+}
+
+/// The versions of all keys, in the order of the keys.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    keys: BTreeMap<Bytes, History>,
+}
+
+/// The versions of one key, oldest first; never empty.
+#[derive(Debug)]
+struct History(Vec<Version>);
+
+impl History {
+    /// What a reader at the revision `at` sees.
+    fn at(&self, at: i64) -> Option<&Version> {
+        let newer = self.0.partition_point(|version| version.main <= at);
+        self.0[..newer].last().filter(|version| !version.is_tombstone())
+    }
+
+    /// How many of the oldest versions nobody can see once `compacted` is.
+    ///
+    /// Whoever reads at `compacted` or later needs the last version up to it, unless that is a
+    /// tombstone. Everything written *in* `compacted` stays, tombstones too: a watch may start there.
+    fn invisible_after(&self, compacted: i64) -> usize {
+        let before = self.0.partition_point(|version| version.main < compacted);
+        let is_written_at = self.0.get(before).is_some_and(|version| version.main == compacted);
+        match self.0[..before].last() {
+            Some(last) if !is_written_at && !last.is_tombstone() => before - 1,
+            _ => before,
+        }
+    }
+}
+
+/// Where a compaction of the index stands.
+#[derive(Debug, Default)]
+pub(crate) struct Removed {
+    /// The records that nobody can see any more.
+    pub(crate) versions: Vec<Version>,
+    /// Where to go on; `None` when all keys are done.
+    pub(crate) next_key: Option<Bytes>,
+}
+
+impl Index {
+    /// The live version of `key` that a reader at the revision `at` sees.
+    pub(crate) fn get(&self, key: &[u8], at: i64) -> Option<&Version> {
+        self.keys.get(key)?.at(at)
+    }
+
+    /// The live versions of all keys of `range` that a reader at `at` sees, in the order of the
+    /// keys.
+    pub(crate) fn range<'a>(
+        &'a self,
+        range: &'a KeyRange,
+        at: i64,
+    ) -> impl DoubleEndedIterator<Item = (&'a Bytes, &'a Version)> {
+        self.histories(range).filter_map(move |(key, history)| Some((key, history.at(at)?)))
+    }
+
+    /// Up to `keys` keys of `range`, live or not, from `from` on: what a reader at `at` sees of
+    /// them, and the key to go on with. A long walk is taken in such steps, so that writers are let
+    /// in between.
+    pub(crate) fn walk<'a>(
+        &'a self,
+        range: &'a KeyRange,
+        from: Option<&Bytes>,
+        at: i64,
+        keys: usize,
+        mut visit: impl FnMut(&'a Bytes, &'a Version),
+    ) -> Option<Bytes> {
+        let (start, end) = range.bounds()?;
+        let start = from.map_or(start, |key| Bound::Included(key.as_ref()));
+        let mut histories = self.keys.range::<[u8], _>((start, end));
+        for (key, history) in histories.by_ref().take(keys) {
+            if let Some(version) = history.at(at) {
+                visit(key, version);
+            }
+        }
+        histories.next().map(|(key, _)| key.clone())
+    }
+
+    fn histories<'a>(
+        &'a self,
+        range: &'a KeyRange,
+    ) -> impl DoubleEndedIterator<Item = (&'a Bytes, &'a History)> {
+        range.bounds().map(|bounds| self.keys.range::<[u8], _>(bounds)).into_iter().flatten()
+    }
+
+    /// All versions of all keys.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = &Version> {
+        self.keys.values().flat_map(|history| &history.0)
+    }
+
+    /// The versions that are still to be seen once `compacted` is, no matter how far the removal of
+    /// the others has come.
+    pub(crate) fn visible_versions(&self, compacted: i64) -> impl Iterator<Item = &Version> {
+        self.keys.values().flat_map(move |history| &history.0[history.invisible_after(compacted)..])
+    }
+
+    /// Adds the newest version of a key. The index keeps a key of its own: the one of a request
+    /// shares the memory of the whole batch that it came with.
+    pub(crate) fn insert(&mut self, key: &[u8], version: Version) {
+        if let Some(history) = self.keys.get_mut(key) {
+            debug_assert!(
+                history.0.last().is_some_and(|last| last.revision() < version.revision())
+            );
+            history.0.push(version);
+        } else {
+            self.keys.insert(Bytes::copy_from_slice(key), History(vec![version]));
+        }
+    }
+
+    /// Removes what nobody can see once `compacted` is, from the key `from` on: at most `versions`
+    /// of at most `keys` keys.
+    ///
+    /// A key's oldest versions come first. So wherever a crash cuts the removal of their records,
+    /// a tombstone still stands behind each value that it hides.
+    pub(crate) fn compact(
+        &mut self,
+        compacted: i64,
+        from: Option<&Bytes>,
+        keys: usize,
+        versions: usize,
+    ) -> Removed {
+        let mut removed = Removed::default();
+        let mut emptied = Vec::new();
+        let start = from.map_or(Bound::Unbounded, |key| Bound::Included(key.as_ref()));
+        let histories = self.keys.range_mut::<[u8], _>((start, Bound::Unbounded));
+        for (examined, (key, history)) in histories.enumerate() {
+            if examined == keys || removed.versions.len() >= versions {
+                removed.next_key = Some(key.clone());
+                break;
+            }
+            let invisible = history.invisible_after(compacted);
+            let room = versions - removed.versions.len();
+            removed.versions.extend(history.0.drain(..invisible.min(room)));
+            if invisible > room {
+                removed.next_key = Some(key.clone());
+                break;
+            }
+            history.0.shrink_to(2 * history.0.len());
+            if history.0.is_empty() {
+                emptied.push(key.clone());
+            }
+        }
+        for key in emptied {
+            self.keys.remove(&key);
+        }
+        removed
+    }
+}

@@ -1,0 +1,156 @@
+//! What stands under which key in the engine. The numbers are for ever.
+//!
+//! ```text
+//! kind              key                                        value
+//! 0x01 format       01                                         u32 BE, see FORMAT_VERSION
+//! 0x02 applied      02                                         peer.LogId: the last applied entry
+//! 0x03 membership   03                                         peer.StoredMembership
+//! 0x04 revision     04                                         i64 BE: the current revision
+//! 0x05 compacted    05                                         i64 BE
+//! 0x06 lease        06 id:i64 BE                               i64 BE: the granted TTL in seconds
+//! 0x10 record       10 revision:i64 BE sub:i64 BE part:u16 BE  see `records`
+//! ```
+//! Revisions are positive, so the order of the keys is the order of the writes.
+
+use super::revision::Revision;
+
+/// The version of the whole layout; an engine with another one is not read.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+const FORMAT: u8 = 0x01;
+const APPLIED: u8 = 0x02;
+const MEMBERSHIP: u8 = 0x03;
+const REVISION: u8 = 0x04;
+const COMPACTED: u8 = 0x05;
+const LEASE: u8 = 0x06;
+const RECORD: u8 = 0x10;
+
+const RECORD_KEY_LEN: usize = 1 + 8 + 8 + 2;
+
+/// A key in the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Key {
+    Format,
+    Applied,
+    Membership,
+    Revision,
+    Compacted,
+    Lease(i64),
+    Record { revision: Revision, part: u16 },
+}
+
+impl Key {
+    /// The first part of a record.
+    pub(crate) fn record(revision: Revision) -> Self {
+        Self::Record { revision, part: 0 }
+    }
+
+    /// As it stands in the engine.
+    pub(crate) fn encode(self) -> Vec<u8> {
+        match self {
+            Self::Format => vec![FORMAT],
+            Self::Applied => vec![APPLIED],
+            Self::Membership => vec![MEMBERSHIP],
+            Self::Revision => vec![REVISION],
+            Self::Compacted => vec![COMPACTED],
+            Self::Lease(id) => {
+                let mut key = vec![LEASE];
+                key.extend_from_slice(&id.to_be_bytes());
+                key
+            }
+            Self::Record { revision, part } => {
+                let mut key = Vec::with_capacity(RECORD_KEY_LEN);
+                key.push(RECORD);
+                key.extend_from_slice(&revision.main.to_be_bytes());
+                key.extend_from_slice(&i64::from(revision.sub).to_be_bytes());
+                key.extend_from_slice(&part.to_be_bytes());
+                key
+            }
+        }
+    }
+
+    /// `None` when no version of this layout would have written it.
+    pub(crate) fn decode(key: &[u8]) -> Option<Self> {
+        let (kind, rest) = key.split_first()?;
+        Some(match (*kind, rest.len()) {
+            (FORMAT, 0) => Self::Format,
+            (APPLIED, 0) => Self::Applied,
+            (MEMBERSHIP, 0) => Self::Membership,
+            (REVISION, 0) => Self::Revision,
+            (COMPACTED, 0) => Self::Compacted,
+            (LEASE, 8) => Self::Lease(i64::from_be_bytes(rest.try_into().ok()?)),
+            (RECORD, 18) => {
+                let main = i64::from_be_bytes(rest[..8].try_into().ok()?);
+                let sub = i64::from_be_bytes(rest[8..16].try_into().ok()?);
+                let part = u16::from_be_bytes(rest[16..].try_into().ok()?);
+                let revision = Revision { main, sub: u32::try_from(sub).ok()? };
+                Self::Record { revision, part }
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// Bounds that hold every lease.
+pub(crate) fn lease_bounds() -> (Vec<u8>, Vec<u8>) {
+    (vec![LEASE], vec![LEASE + 1])
+}
+
+/// Bounds that hold every record from `from` on, below the revision `to_main`.
+pub(crate) fn record_bounds(from: Revision, to_main: i64) -> (Vec<u8>, Vec<u8>) {
+    (Key::record(from).encode(), Key::record(Revision::first_of(to_main)).encode())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_key() -> impl Strategy<Value = Key> {
+        prop_oneof![
+            Just(Key::Format),
+            Just(Key::Applied),
+            Just(Key::Membership),
+            Just(Key::Revision),
+            Just(Key::Compacted),
+            any::<i64>().prop_map(Key::Lease),
+            (0..=i64::MAX, any::<u32>(), any::<u16>()).prop_map(|(main, sub, part)| Key::Record {
+                revision: Revision { main, sub },
+                part
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn keys_come_back_as_they_were(key in any_key()) {
+            prop_assert_eq!(Key::decode(&key.encode()), Some(key));
+        }
+
+        #[test]
+        fn keys_but_leases_are_ordered_as_what_they_name(a in any_key(), b in any_key()) {
+            if !matches!((a, b), (Key::Lease(_), Key::Lease(_))) {
+                prop_assert_eq!(a.encode().cmp(&b.encode()), a.cmp(&b));
+            }
+        }
+
+        #[test]
+        fn what_is_not_a_key_is_refused(bytes in proptest::collection::vec(any::<u8>(), 0..24)) {
+            if let Some(key) = Key::decode(&bytes) {
+                prop_assert_eq!(key.encode(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn the_layout_on_disk_is_what_it_always_was() {
+        let revision = Revision { main: 0x0102, sub: 3 };
+        let record = Key::Record { revision, part: 4 };
+        let expected = [0x10, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 4];
+        assert_eq!(record.encode(), expected);
+        assert_eq!(Key::Lease(-2).encode(), [6, 255, 255, 255, 255, 255, 255, 255, 254]);
+        let meta = [Key::Format, Key::Applied, Key::Membership, Key::Revision, Key::Compacted];
+        assert_eq!(meta.map(|key| key.encode()[0]), [1, 2, 3, 4, 5]);
+    }
+}
