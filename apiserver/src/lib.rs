@@ -61,6 +61,9 @@ use tracing::info;
 use crate::flat::{Nodes, Pods, ReplicaSets};
 use crate::problem::Problem;
 
+/// How long requests get to finish when the server is asked to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
 /// What every request may cost.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
@@ -166,12 +169,12 @@ impl Running {
         }
     }
 
-    /// Takes no more requests, ends the watches, and lets the requests that are under way finish
-    /// until `deadline` has passed; those that take longer are cut off.
-    pub async fn shutdown(mut self, deadline: Duration) {
+    /// Takes no more requests, ends the watches, and lets the requests that are under way finish;
+    /// those that take longer than a few seconds are cut off.
+    pub async fn shutdown(mut self) {
         self.stop.cancel();
         let drained = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(deadline, drained).await.is_err() {
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
             tracing::warn!("apiserver: requests were cut off at the deadline");
         }
         self.tasks.shutdown().await;

@@ -55,9 +55,15 @@ pub(crate) async fn list<F: Flat>(
     if query.watch {
         return watch::stream::<F>(&app, &api, query.resource_version).await;
     }
-    let list = app.within(async { Ok(api.list(&scope::<F>()).await?) }).await?;
-    let forms: Vec<F::Form> = list.items.iter().map(F::form).collect();
-    Ok(([(RESOURCE_VERSION, list.revision.to_string())], Json(forms)).into_response())
+    let (forms, revision) = app
+        .within(async {
+            let list = api.list(&scope::<F>()).await?;
+            let mut forms: Vec<F::Form> = list.items.iter().map(F::form).collect();
+            F::complete(&app.store, &mut forms).await?;
+            Ok((forms, list.revision))
+        })
+        .await?;
+    Ok(([(RESOURCE_VERSION, revision.to_string())], Json(forms)).into_response())
 }
 
 /// `POST /pods`.
@@ -76,8 +82,14 @@ pub(crate) async fn read<F: Flat>(
     PathName(name): PathName,
 ) -> Result<Response, Problem> {
     let key = existing_key::<F>(&name)?;
-    let object = app.within(async { Ok(access::<F>(&app).get(&key).await?) }).await?;
-    Ok(shown::<F>(StatusCode::OK, &object))
+    let [form] = app
+        .within(async {
+            let mut forms = [F::form(&access::<F>(&app).get(&key).await?)];
+            F::complete(&app.store, &mut forms).await?;
+            Ok(forms)
+        })
+        .await?;
+    Ok(Json(form).into_response())
 }
 
 /// `PUT /pods/{name}`: replaces what is there, or creates it.

@@ -31,7 +31,9 @@ pub(crate) use pod::Pods;
 pub(crate) use replicaset::ReplicaSets;
 pub(crate) use rules::cause;
 
-use api::Cause;
+use std::future::Future;
+
+use api::{Cause, Error, Store};
 use serde::Serialize;
 
 /// A kind of object as the flat API shows it.
@@ -43,6 +45,14 @@ pub(crate) trait Flat: Send + Sync + 'static {
 
     /// The flat form of `object`.
     fn form(object: &Self::Object) -> Self::Form;
+
+    /// Adds to forms that are about to be shown what other objects know about them.
+    fn complete(
+        _store: &Store,
+        _forms: &mut [Self::Form],
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        std::future::ready(Ok(()))
+    }
 }
 
 /// A kind of object that clients may write in its flat form.

@@ -1,13 +1,24 @@
 //! The flat form of a node. Nodes come from their kubelets, so clients read and delete them only.
+//!
+//! A node's heartbeat is the renewal of its Lease; the node object itself is written rarely. So a
+//! node that is read shows when its Lease was renewed last, and heartbeats are no lines in a watch.
 
+use std::collections::HashMap;
+
+use api::{Error, Object, ObjectKey, Scope, Store};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
-use serde::Serialize;
+use k8s_openapi::jiff::Timestamp;
+use serde::{Serialize, Serializer};
 
 use super::Flat;
-use super::pod::NO_TIME;
+use super::pod::{NO_TIME, whole_seconds};
 
 /// Nodes under `/nodes`.
 pub(crate) struct Nodes;
+
+/// The namespace of the nodes' Leases, as in Kubernetes.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
 
 /// What a client reads; the order of the fields is part of it.
 #[derive(Debug, Serialize)]
@@ -15,7 +26,8 @@ pub(crate) struct Form {
     name: String,
     status: Status,
     /// The last heartbeat.
-    time: String,
+    #[serde(serialize_with = "or_never")]
+    time: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize)]
@@ -40,8 +52,43 @@ impl Flat for Nodes {
             },
             time: ready
                 .and_then(|condition| condition.last_heartbeat_time.as_ref())
-                .map_or_else(|| NO_TIME.to_owned(), |time| time.0.to_string()),
+                .map(|time| time.0),
         }
+    }
+
+    async fn complete(store: &Store, forms: &mut [Form]) -> Result<(), Error> {
+        let leases = store.api::<Lease>();
+        let renewed = |lease: &Lease| Some(lease.spec.as_ref()?.renew_time.as_ref()?.0);
+        let renewals: HashMap<String, Timestamp> = match forms {
+            [form] => {
+                let key = ObjectKey::namespaced(LEASE_NAMESPACE, &form.name);
+                let lease = leases.find(&key).await?;
+                lease
+                    .as_ref()
+                    .and_then(renewed)
+                    .map(|time| (form.name.clone(), time))
+                    .into_iter()
+                    .collect()
+            }
+            _ => {
+                let all = leases.list(&Scope::Namespace(LEASE_NAMESPACE.to_owned())).await?.items;
+                all.iter()
+                    .filter_map(|lease| Some((lease.name().to_owned(), renewed(lease)?)))
+                    .collect()
+            }
+        };
+        for form in forms {
+            form.time = form.time.max(renewals.get(&form.name).copied());
+        }
+        Ok(())
+    }
+}
+
+/// A time in whole seconds, as everywhere in the flat forms.
+fn or_never<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.serialize_str(&whole_seconds(*time)),
+        None => serializer.serialize_str(NO_TIME),
     }
 }
 

@@ -19,6 +19,11 @@ use super::{Flat, FlatWrite, body, cause, rules};
 /// How a time that never was is written.
 pub(super) const NO_TIME: &str = "0001-01-01T00:00:00Z";
 
+/// A time in RFC 3339, in whole seconds.
+pub(super) fn whole_seconds(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
+}
+
 /// Pods under `/pods`.
 pub(crate) struct Pods;
 
@@ -126,7 +131,7 @@ impl Flat for Pods {
                 .unwrap_or_else(|| restarts.try_into().unwrap_or(0)),
             next_retry_at: annotation(api::annotations::NEXT_RETRY_AT)
                 .and_then(|time| time.parse::<Timestamp>().ok())
-                .map_or_else(|| NO_TIME.to_owned(), |time| time.to_string()),
+                .map_or_else(|| NO_TIME.to_owned(), whole_seconds),
         }
     }
 }
@@ -435,7 +440,7 @@ mod tests {
             assert_eq!(error.field, field);
             assert_eq!(changed, stored);
         }
-        let mut changed = stored.clone();
+        let mut changed = stored;
         let body = r#"{"name":"a","image":"i","command":["x"],"labels":{"app":"a"}}"#;
         Pods::replace(&mut changed, parse(body)).unwrap();
         let form = Pods::form(&changed);
