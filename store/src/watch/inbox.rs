@@ -1,6 +1,7 @@
 //! What waits for one stream: where each of its watchers stands, and which have something to send.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -111,9 +112,11 @@ pub(super) struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     positions: BTreeMap<i64, Position>,
-    /// Watchers that have something pending, or lag, each once, in turn. A watcher leaves while the
-    /// stream works for it, and comes back if there is more.
-    ready: VecDeque<i64>,
+    /// Watchers that have something pending, or lag. A watcher leaves while the stream works for it,
+    /// and comes back if there is more.
+    ready: BTreeSet<i64>,
+    /// Whose turn was the last: the next above has the next one, and the first comes after the last.
+    last_turn: Option<i64>,
     pending_bytes: usize,
 }
 
@@ -136,13 +139,13 @@ impl Inbox {
     pub(super) fn add_lagging(&self, watch_id: i64, next: i64) {
         let mut state = self.state.lock();
         state.positions.insert(watch_id, Position::Lagging { next });
-        state.ready.push_back(watch_id);
+        state.ready.insert(watch_id);
     }
 
     /// Returns whether the watcher lagged.
     pub(super) fn remove(&self, watch_id: i64) -> bool {
         let mut state = self.state.lock();
-        state.ready.retain(|ready| *ready != watch_id);
+        state.ready.remove(&watch_id);
         match state.positions.remove(&watch_id) {
             Some(Position::Lagging { .. }) => true,
             Some(Position::Synced { pending, .. }) => {
@@ -164,14 +167,14 @@ impl Inbox {
         pend: impl FnOnce() -> Option<Arc<Pending>>,
     ) -> Offered {
         let mut state = self.state.lock();
-        let State { positions, ready, pending_bytes } = &mut *state;
+        let State { positions, ready, pending_bytes, .. } = &mut *state;
         let Some(position) = positions.get_mut(&watch_id) else { return Offered::Done };
         let Position::Synced { next, pending } = position else { return Offered::Done };
         if revision < *next {
             return Offered::Done;
         }
         if pending.is_empty() {
-            ready.push_back(watch_id);
+            ready.insert(watch_id);
             self.changed.notify_one();
         }
         if pending.len() < limits.pending_revisions
@@ -193,12 +196,12 @@ impl Inbox {
     /// fetched all that it was offered. Returns how many were synced.
     pub(super) fn make_all_lagging(&self, next: i64) -> usize {
         let mut state = self.state.lock();
-        let State { positions, ready, pending_bytes } = &mut *state;
+        let State { positions, ready, pending_bytes, .. } = &mut *state;
         let mut made = 0;
         for (watch_id, position) in positions {
             let Position::Synced { next: own, pending } = position else { continue };
             if pending.is_empty() {
-                ready.push_back(*watch_id);
+                ready.insert(*watch_id);
             }
             let first = pending.front().map_or(next.max(*own), |first| first.revision.revision);
             *position = Position::Lagging { next: first };
@@ -226,8 +229,12 @@ impl Inbox {
     /// The next watcher's turn; up to `max_bytes` of what it has pending, but at least one revision.
     pub(super) fn fetch(&self, max_bytes: usize) -> Option<Work> {
         let mut state = self.state.lock();
-        let State { positions, ready, pending_bytes } = &mut *state;
-        let watch_id = ready.pop_front()?;
+        let State { positions, ready, last_turn, pending_bytes } = &mut *state;
+        let after_last = last_turn.map_or(Bound::Unbounded, Bound::Excluded);
+        let watch_id =
+            *ready.range((after_last, Bound::Unbounded)).next().or_else(|| ready.first())?;
+        ready.remove(&watch_id);
+        *last_turn = Some(watch_id);
         match positions.get_mut(&watch_id)? {
             Position::Lagging { next } => Some(Work::CatchUp { watch_id, from: *next }),
             Position::Synced { pending, .. } => {
@@ -241,7 +248,7 @@ impl Inbox {
                 }
                 *pending_bytes -= bytes;
                 if !pending.is_empty() {
-                    ready.push_back(watch_id);
+                    ready.insert(watch_id);
                 }
                 Some(Work::Send { watch_id, revisions })
             }

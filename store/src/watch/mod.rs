@@ -47,9 +47,7 @@ mod inbox;
 mod ranges;
 mod stream;
 #[cfg(test)]
-mod stream_tests;
-#[cfg(test)]
-mod testing;
+mod tests;
 
 pub(crate) use hub::WatchHub;
 pub(crate) use stream::watch;

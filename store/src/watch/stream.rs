@@ -126,6 +126,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
             };
             tokio::select! {
                 biased;
+                _ = progress_tick.tick() => self.mark_progress(),
                 request = receive(requests) => match request {
                     Some(Ok(request)) => self.handle(request),
                     Some(Err(error)) => return Some(Err(error)),
@@ -133,7 +134,6 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
                 },
                 () = go_on, if more => {}
                 () = self.subscriptions.changed() => {}
-                _ = progress_tick.tick() => self.mark_progress(),
             }
         }
     }
@@ -198,7 +198,11 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
             no_put: request.filters().any(|filter| filter == FilterType::Noput),
             no_delete: request.filters().any(|filter| filter == FilterType::Nodelete),
         };
-        let start = if request.start_revision == 0 { current + 1 } else { request.start_revision };
+        let start = match request.start_revision {
+            0 => current + 1,
+            // Below every history; how far does not matter.
+            revision => revision.max(-1),
+        };
         self.subscriptions.add(watch_id, interest, start);
         let watch = Watch {
             start,

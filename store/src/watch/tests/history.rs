@@ -6,8 +6,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use store_proto::mvccpb::{Event, KeyValue, event::EventType};
 
-use super::inbox::weight_bytes;
-use super::{History, ReadError, RevisionEvents};
+use crate::watch::inbox::weight_bytes;
+use crate::watch::{History, ReadError, RevisionEvents};
 
 #[derive(Debug, Default)]
 pub(super) struct FakeHistory(Mutex<State>);
