@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::inbox::{Inbox, Interest, Offered, Pending, Work, weight_bytes};
+use super::WatchLimits;
+use super::inbox::{Inbox, Interest, Offered, Pending, Work};
 use super::ranges::RangeIndex;
-use super::{RevisionEvents, WatchLimits};
 use crate::RequestError;
+use crate::mvcc::RevisionEvents;
 
 /// The watchers of this member. See the [module](super) for what they are promised.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ impl WatchHub {
     }
 
     fn offer(&self, registry: &mut Registry, revision: &Arc<RevisionEvents>) {
-        let mut weight = None;
+        let mut size_bytes = None;
         let mut shared: Option<Arc<Pending>> = None;
         let Registry { watchers, lagging_count, .. } = registry;
         for event in &revision.events {
@@ -99,8 +100,7 @@ impl WatchHub {
                 if !watcher.interest.wants_type(event) {
                     return;
                 }
-                let bytes = *weight
-                    .get_or_insert_with(|| revision.events.iter().map(weight_bytes).sum::<usize>());
+                let bytes = *size_bytes.get_or_insert_with(|| revision.size_bytes());
                 let pend = || {
                     if shared.is_none() {
                         let (total, max) = (&self.pending_bytes, self.limits.pending_bytes);

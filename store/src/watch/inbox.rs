@@ -9,8 +9,9 @@ use parking_lot::Mutex;
 use store_proto::mvccpb::{self, event::EventType};
 use tokio::sync::Notify;
 
-use super::ranges::KeyRange;
-use super::{RevisionEvents, WatchLimits};
+use super::WatchLimits;
+use super::ranges::contains;
+use crate::mvcc::{KeyRange, RevisionEvents};
 
 /// Which events a watcher wants.
 #[derive(Clone, Debug)]
@@ -22,7 +23,7 @@ pub(super) struct Interest {
 
 impl Interest {
     pub(super) fn wants(&self, event: &mvccpb::Event) -> bool {
-        self.wants_type(event) && event.kv.as_ref().is_some_and(|kv| self.range.contains(&kv.key))
+        self.wants_type(event) && event.kv.as_ref().is_some_and(|kv| contains(&self.range, &kv.key))
     }
 
     /// As [`Self::wants`], for an event whose key is known to be in the range.
@@ -68,11 +69,6 @@ impl Drop for Pending {
     fn drop(&mut self) {
         self.total_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
-}
-
-/// What an event weighs in memory: its bytes, and what stands around them.
-pub(super) fn weight_bytes(event: &mvccpb::Event) -> usize {
-    size_of::<mvccpb::Event>() + event.kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len())
 }
 
 /// Where a watcher stands. All matching events below `next` have been sent, or wait in `pending`.

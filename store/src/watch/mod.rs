@@ -35,13 +35,9 @@
 //! response, when the one before has been taken, so a stream holds one response in memory, and when it
 //! is dropped its watchers are gone.
 
-use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use store_proto::mvccpb;
-
+mod history;
 mod hub;
 mod inbox;
 mod ranges;
@@ -49,58 +45,9 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use hub::WatchHub;
-pub(crate) use stream::watch;
-
-/// What one revision did, in the order of its writes. `prev_kv` is not filled.
-#[derive(Debug)]
-pub(crate) struct RevisionEvents {
-    pub(crate) revision: i64,
-    pub(crate) events: Vec<mvccpb::Event>,
-}
-
-/// Why history could not be read.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ReadError {
-    /// The revision is below the compacted one.
-    #[error("the revision has been compacted")]
-    Compacted,
-    /// The state could not be read.
-    #[error("cannot read the history")]
-    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
-/// The applied state, as watches see it.
-///
-/// A revision can be read here before it is published to the hub.
-pub(crate) trait History: Send + Sync + 'static {
-    /// The last applied revision.
-    fn current_revision(&self) -> i64;
-
-    /// The revision below which history is gone; it is still readable itself.
-    fn compacted_revision(&self) -> i64;
-
-    /// Whole revisions from `from` on, in order without a gap, about `max_bytes` of them but at least
-    /// one if there is one.
-    ///
-    /// # Errors
-    /// [`ReadError::Compacted`] when `from` is below the compacted revision.
-    fn read(
-        &self,
-        from: i64,
-        max_bytes: usize,
-    ) -> impl Future<Output = Result<Vec<Arc<RevisionEvents>>, ReadError>> + Send;
-
-    /// What `key` was at `revision`.
-    ///
-    /// # Errors
-    /// [`ReadError::Compacted`] when `revision` is below the compacted one.
-    fn value_at(
-        &self,
-        key: &Bytes,
-        revision: i64,
-    ) -> impl Future<Output = Result<Option<mvccpb::KeyValue>, ReadError>> + Send;
-}
+pub(crate) use self::history::{AppliedHistory, History};
+pub(crate) use self::hub::WatchHub;
+pub(crate) use self::stream::watch;
 
 /// Streams at one time, on this member.
 pub(crate) const MAX_STREAMS: usize = 16_384;
@@ -112,6 +59,8 @@ pub(crate) const MAX_PENDING_REVISIONS: usize = 1024;
 pub(crate) const MAX_PENDING_BYTES_PER_STREAM: usize = 4 << 20;
 /// Bytes of events that wait on this member; an event that waits for many watchers counts once.
 pub(crate) const MAX_PENDING_BYTES: usize = 64 << 20;
+/// Reads of history from the disk at one time, on this member; more of them wait.
+pub(crate) const MAX_DISK_READS: usize = 4;
 /// Bytes of events that are gathered into one response; a single revision may be larger.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 512 << 10;
 /// Above this a response is cut for watches that asked for `fragment`: etcd's largest request and

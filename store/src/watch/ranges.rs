@@ -1,4 +1,4 @@
-//! Which watchers want a key: the range of one watcher, and the index over the ranges of all.
+//! Which watchers want a key: an index over the ranges of all watchers.
 //!
 //! Watchers of a single key are found in a hash map. Watchers of a range sit in an interval tree: a
 //! balanced binary tree ordered by (start, end) in which every node also knows the greatest end
@@ -19,18 +19,29 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-/// The keys that one watcher is interested in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum KeyRange {
-    /// This key alone.
-    Key(Bytes),
-    /// From `start` to just before `end`.
-    Span { start: Bytes, end: RangeEnd },
+use crate::mvcc::KeyRange;
+
+/// Reads `key` and `range_end` as etcd's watch does: as in a range request, but no key is the smallest
+/// key. `None`: the range is empty.
+///
+/// The bytes are copied: a watch lives long, and a slice would keep the whole message it came in.
+pub(super) fn watched_range(key: &[u8], range_end: &[u8]) -> Option<KeyRange> {
+    let key = Bytes::copy_from_slice(if key.is_empty() { b"\0" } else { key });
+    let range = KeyRange::new(&key, &Bytes::copy_from_slice(range_end));
+    range.bounds().is_some().then_some(range)
+}
+
+pub(super) fn contains(range: &KeyRange, key: &[u8]) -> bool {
+    match range {
+        KeyRange::One(own) => own == key,
+        KeyRange::Between(start, end) => start.as_ref() <= key && key < end.as_ref(),
+        KeyRange::From(start) => start.as_ref() <= key,
+    }
 }
 
 /// Where a span ends. Every key is below `Unbounded`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum RangeEnd {
+enum RangeEnd {
     Before(Bytes),
     Unbounded,
 }
@@ -44,29 +55,18 @@ impl RangeEnd {
     }
 }
 
-impl KeyRange {
-    /// Reads `key` and `range_end` as etcd's watch does: no key is the smallest key, no end is the
-    /// key alone, the end `\0` is everything from the key on. `None`: the range is empty.
-    ///
-    /// The bytes are copied: a watch lives long, and a slice would keep the whole message it came in.
-    pub(super) fn from_request(key: &[u8], range_end: &[u8]) -> Option<Self> {
-        let start = Bytes::copy_from_slice(if key.is_empty() { b"\0" } else { key });
-        match range_end {
-            [] => Some(Self::Key(start)),
-            [0] => Some(Self::Span { start, end: RangeEnd::Unbounded }),
-            end if start.as_ref() < end => {
-                Some(Self::Span { start, end: RangeEnd::Before(Bytes::copy_from_slice(end)) })
-            }
-            _ => None,
-        }
+/// Where a range belongs in the index: under its key, or at its span.
+fn place(range: &KeyRange) -> Place<'_> {
+    match range {
+        KeyRange::One(key) => Place::Key(key),
+        KeyRange::Between(start, end) => Place::Span(start, RangeEnd::Before(end.clone())),
+        KeyRange::From(start) => Place::Span(start, RangeEnd::Unbounded),
     }
+}
 
-    pub(super) fn contains(&self, key: &[u8]) -> bool {
-        match self {
-            Self::Key(own) => own.as_ref() == key,
-            Self::Span { start, end } => start.as_ref() <= key && end.is_above(key),
-        }
-    }
+enum Place<'a> {
+    Key(&'a Bytes),
+    Span(&'a Bytes, RangeEnd),
 }
 
 /// Values found by the ranges they were added under. Each carries an id of its own, unique in the
@@ -87,19 +87,19 @@ impl<V> RangeIndex<V> {
     }
 
     pub(super) fn insert(&mut self, range: &KeyRange, id: u64, value: V) {
-        match range {
-            KeyRange::Key(key) => {
+        match place(range) {
+            Place::Key(key) => {
                 self.keys.entry(key.clone()).or_default().insert(id, value);
             }
-            KeyRange::Span { start, end } => {
-                self.spans = Some(insert(self.spans.take(), start, end, id, value));
+            Place::Span(start, end) => {
+                self.spans = Some(insert(self.spans.take(), start, &end, id, value));
             }
         }
     }
 
     pub(super) fn remove(&mut self, range: &KeyRange, id: u64) -> Option<V> {
-        match range {
-            KeyRange::Key(key) => {
+        match place(range) {
+            Place::Key(key) => {
                 let values = self.keys.get_mut(key)?;
                 let removed = values.remove(&id);
                 if values.is_empty() {
@@ -107,8 +107,8 @@ impl<V> RangeIndex<V> {
                 }
                 removed
             }
-            KeyRange::Span { start, end } => {
-                let (spans, removed) = remove(self.spans.take(), start, end, id);
+            Place::Span(start, end) => {
+                let (spans, removed) = remove(self.spans.take(), start, &end, id);
                 self.spans = spans;
                 removed
             }
@@ -281,24 +281,19 @@ mod tests {
 
     #[test]
     fn a_request_is_read_as_etcd_reads_it() {
-        let span = |start: &'static [u8], end| {
-            Some(KeyRange::Span { start: Bytes::from_static(start), end })
-        };
-        let before = |end: &'static [u8]| RangeEnd::Before(Bytes::from_static(end));
-        let key = |key: &'static [u8]| Some(KeyRange::Key(Bytes::from_static(key)));
-        for (start, end, expected) in [
-            (&b"a"[..], &b""[..], key(b"a")),
-            (b"", b"", key(b"\0")),
-            (b"a", b"b", span(b"a", before(b"b"))),
-            (b"", b"b", span(b"\0", before(b"b"))),
-            (b"a", b"\0", span(b"a", RangeEnd::Unbounded)),
-            (b"", b"\0", span(b"\0", RangeEnd::Unbounded)),
-            (b"\0", b"\0", span(b"\0", RangeEnd::Unbounded)),
-            (b"a", b"a\0", span(b"a", before(b"a\0"))),
+        let bytes = Bytes::from_static;
+        for (key, range_end, expected) in [
+            (&b"a"[..], &b""[..], Some(KeyRange::One(bytes(b"a")))),
+            (b"", b"", Some(KeyRange::One(bytes(b"\0")))),
+            (b"a", b"b", Some(KeyRange::Between(bytes(b"a"), bytes(b"b")))),
+            (b"", b"b", Some(KeyRange::Between(bytes(b"\0"), bytes(b"b")))),
+            (b"a", b"\0", Some(KeyRange::From(bytes(b"a")))),
+            (b"", b"\0", Some(KeyRange::From(bytes(b"\0")))),
+            (b"a", b"a\0", Some(KeyRange::Between(bytes(b"a"), bytes(b"a\0")))),
             (b"b", b"b", None),
             (b"b", b"a", None),
         ] {
-            assert_eq!(KeyRange::from_request(start, end), expected, "{start:?}..{end:?}");
+            assert_eq!(watched_range(key, range_end), expected, "{key:?}..{range_end:?}");
         }
     }
 
@@ -350,7 +345,7 @@ mod tests {
             for (id, step) in (0..).zip(steps) {
                 match step {
                     Step::Add(key, end) => {
-                        let Some(range) = KeyRange::from_request(&key, &end) else { continue };
+                        let Some(range) = watched_range(&key, &end) else { continue };
                         index.insert(&range, id, id);
                         all.push((range, id));
                     }
@@ -366,7 +361,7 @@ mod tests {
                         found.sort_unstable();
                         let mut expected: Vec<u64> = all
                             .iter()
-                            .filter(|(range, _)| range.contains(&key))
+                            .filter(|(range, _)| contains(range, &key))
                             .map(|(_, id)| *id)
                             .collect();
                         expected.sort_unstable();
@@ -384,7 +379,7 @@ mod tests {
         let mut index = RangeIndex::new();
         let prefix = |n: u64| {
             let (key, end) = (format!("/registry/pods/{n:05}/"), format!("/registry/pods/{n:05}0"));
-            KeyRange::from_request(key.as_bytes(), end.as_bytes()).unwrap()
+            watched_range(key.as_bytes(), end.as_bytes()).unwrap()
         };
         for id in 0..4096 {
             index.insert(&prefix(id), id, id);

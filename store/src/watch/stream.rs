@@ -13,14 +13,19 @@ use store_proto::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest
 use store_proto::mvccpb::{self, event::EventType};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
+use super::history::History;
 use super::hub::{Subscriptions, WatchHub};
 use super::inbox::{Interest, Work};
-use super::ranges::KeyRange;
-use super::{History, ReadError, RevisionEvents};
+use super::ranges::watched_range;
 use crate::RequestError;
+use crate::engine::EngineError;
+use crate::mvcc::{Failure, HistoryError, RevisionEvents};
 
 /// The id of what belongs to no watcher: a refused create, an answered progress request.
 const NO_WATCH_ID: i64 = -1;
+/// Stands for any negative start: below -1, which is the compacted revision of a store that was never
+/// compacted.
+const BEFORE_HISTORY: i64 = -2;
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 
@@ -32,7 +37,7 @@ const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 ///
 /// # Errors
 /// [`RequestError::TooManyRequests`] when too many streams are open. The stream ends with
-/// [`RequestError::Stopped`] when the history cannot be read.
+/// [`Failure::Engine`] when the state cannot be read.
 pub(crate) fn watch<H, R, F, E>(
     hub: &Arc<WatchHub>,
     history: Arc<H>,
@@ -43,7 +48,7 @@ where
     H: History,
     R: Stream<Item = Result<WatchRequest, E>> + Send + 'static,
     F: Fn() -> ResponseHeader + Send + 'static,
-    E: From<RequestError> + Send + 'static,
+    E: From<Failure> + Send + 'static,
 {
     let period = hub.limits().progress_interval;
     let mut progress_tick = interval_at(Instant::now() + period, period);
@@ -99,7 +104,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
     ) -> Option<Result<WatchResponse, E>>
     where
         R: Stream<Item = Result<WatchRequest, E>>,
-        E: From<RequestError>,
+        E: From<Failure>,
     {
         loop {
             if let Some(response) = self.outbox.pop_front() {
@@ -113,7 +118,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
             if let Some(work) = self.subscriptions.fetch()
                 && let Err(error) = self.work(work).await
             {
-                return Some(Err(error.into()));
+                return Some(Err(Failure::from(error).into()));
             }
             self.answer_progress_request();
             let something_to_send = !self.outbox.is_empty();
@@ -185,7 +190,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
 
     /// Returns the new watch's id, or why there is none.
     fn subscribe(&mut self, request: &WatchCreateRequest, current: i64) -> Result<i64, String> {
-        let range = KeyRange::from_request(&request.key, &request.range_end).ok_or(EMPTY_RANGE)?;
+        let range = watched_range(&request.key, &request.range_end).ok_or(EMPTY_RANGE)?;
         if request.watch_id != 0 && self.watches.contains_key(&request.watch_id) {
             return Err(DUPLICATE_ID.to_owned());
         }
@@ -200,8 +205,8 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
         };
         let start = match request.start_revision {
             0 => current + 1,
-            // Below every history; how far does not matter.
-            revision => revision.max(-1),
+            ..0 => BEFORE_HISTORY,
+            revision => revision,
         };
         self.subscriptions.add(watch_id, interest, start);
         let watch = Watch {
@@ -228,7 +233,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
         self.watches.remove(&watch_id).is_some()
     }
 
-    async fn work(&mut self, work: Work) -> Result<(), RequestError> {
+    async fn work(&mut self, work: Work) -> Result<(), EngineError> {
         match work {
             Work::Send { watch_id, revisions } => {
                 let revisions: Vec<_> = revisions.iter().map(|one| &one.revision).collect();
@@ -238,43 +243,35 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
         }
     }
 
-    async fn catch_up(&mut self, watch_id: i64, from: i64) -> Result<(), RequestError> {
+    async fn catch_up(&mut self, watch_id: i64, from: i64) -> Result<(), EngineError> {
         // Nothing that is published later is lost if history has nothing from here on: the watcher is
         // only moved to what had been published, and so was readable, before the read.
         let published = self.subscriptions.hub().published_revision();
         let max_bytes = self.subscriptions.hub().limits().response_bytes;
-        let read = if from < 0 {
-            Err(ReadError::Compacted)
-        } else {
-            self.history.read(from, max_bytes).await
-        };
-        match read {
+        match self.history.read(from, max_bytes).await {
             Ok(revisions) => {
                 self.send(watch_id, &revisions.iter().collect::<Vec<_>>()).await?;
                 let last = revisions.last().map_or(published, |last| last.revision);
                 self.subscriptions.caught_up(watch_id, (last + 1).max(from));
                 Ok(())
             }
-            Err(ReadError::Compacted) => {
-                self.cancel_compacted(watch_id);
+            Err(HistoryError::Compacted { compact_revision }) => {
+                self.cancel_compacted(watch_id, compact_revision);
                 Ok(())
             }
-            Err(ReadError::Failed(error)) => {
-                tracing::error!(error, revision = from, "a watch ends: cannot read the history");
-                Err(RequestError::Stopped)
-            }
+            Err(HistoryError::Engine(error)) => Err(error),
         }
     }
 
     /// etcd's header here carries no revision, and a reason is not given.
-    fn cancel_compacted(&mut self, watch_id: i64) {
+    fn cancel_compacted(&mut self, watch_id: i64, compact_revision: i64) {
         self.forget(watch_id);
         self.outbox.push_back(WatchResponse {
             header: self.header_at(0),
             watch_id,
             canceled: true,
-            // Without any compaction only a negative start gets here, and 1 is the first revision.
-            compact_revision: self.history.compacted_revision().max(1),
+            // A negative start ends here without any compaction, and 1 is the first revision.
+            compact_revision: compact_revision.max(1),
             ..Default::default()
         });
     }
@@ -284,7 +281,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
         &mut self,
         watch_id: i64,
         revisions: &[&Arc<RevisionEvents>],
-    ) -> Result<(), RequestError> {
+    ) -> Result<(), EngineError> {
         let Some(watch) = self.watches.get_mut(&watch_id) else { return Ok(()) };
         let Some(interest) = self.subscriptions.interest(watch_id) else { return Ok(()) };
         let mut events: Vec<mvccpb::Event> = revisions
@@ -369,19 +366,12 @@ async fn receive<R: Stream>(requests: &mut Option<Pin<Box<R>>>) -> Option<R::Ite
 async fn previous<H: History>(
     history: &H,
     event: &mvccpb::Event,
-) -> Result<Option<mvccpb::KeyValue>, RequestError> {
+) -> Result<Option<mvccpb::KeyValue>, EngineError> {
     let Some(kv) = &event.kv else { return Ok(None) };
     if event.r#type() == EventType::Put && kv.create_revision == kv.mod_revision {
         return Ok(None);
     }
-    match history.value_at(&kv.key, kv.mod_revision - 1).await {
-        Ok(previous) => Ok(previous),
-        Err(ReadError::Compacted) => Ok(None),
-        Err(ReadError::Failed(error)) => {
-            tracing::error!(error, revision = kv.mod_revision, "cannot read a previous value");
-            Err(RequestError::Stopped)
-        }
-    }
+    history.value_at(&kv.key, kv.mod_revision - 1).await
 }
 
 /// Cuts a response into pieces below `max_bytes` of at least one event each; all but the last say that

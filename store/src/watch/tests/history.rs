@@ -6,17 +6,25 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use store_proto::mvccpb::{Event, KeyValue, event::EventType};
 
-use crate::watch::inbox::weight_bytes;
-use crate::watch::{History, ReadError, RevisionEvents};
+use crate::engine::EngineError;
+use crate::mvcc::{HistoryError, RevisionEvents};
+use crate::watch::History;
 
 #[derive(Debug, Default)]
 pub(super) struct FakeHistory(Mutex<State>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     /// Revision 2 comes first: an empty store is at 1.
     revisions: Vec<Arc<RevisionEvents>>,
     compacted: i64,
+    failed: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { revisions: Vec::new(), compacted: -1, failed: false }
+    }
 }
 
 /// A write of one key; no value: a delete.
@@ -89,6 +97,15 @@ impl FakeHistory {
         self.0.lock().compacted = revision;
     }
 
+    /// From now on nothing can be read.
+    pub(super) fn fail(&self) {
+        self.0.lock().failed = true;
+    }
+
+    pub(super) fn compacted(&self) -> i64 {
+        self.0.lock().compacted
+    }
+
     /// All events from `from` on, compacted or not.
     pub(super) fn all_events(&self, from: i64) -> Vec<Event> {
         let state = self.0.lock();
@@ -102,34 +119,33 @@ impl History for FakeHistory {
         self.0.lock().current()
     }
 
-    fn compacted_revision(&self) -> i64 {
-        self.0.lock().compacted
-    }
-
     async fn read(
         &self,
         from: i64,
         max_bytes: usize,
-    ) -> Result<Vec<Arc<RevisionEvents>>, ReadError> {
+    ) -> Result<Vec<Arc<RevisionEvents>>, HistoryError> {
         let state = self.0.lock();
+        if state.failed {
+            return Err(EngineError::Failed.into());
+        }
         if from < state.compacted {
-            return Err(ReadError::Compacted);
+            return Err(HistoryError::Compacted { compact_revision: state.compacted });
         }
         let mut bytes = 0;
         let skipped = usize::try_from(from - 2).unwrap_or(0).min(state.revisions.len());
         let revisions = state.revisions[skipped..].iter();
         let fitting = revisions.take_while(|one| {
             let first = bytes == 0;
-            bytes += one.events.iter().map(weight_bytes).sum::<usize>();
+            bytes += one.size_bytes();
             first || bytes <= max_bytes
         });
         Ok(fitting.cloned().collect())
     }
 
-    async fn value_at(&self, key: &Bytes, revision: i64) -> Result<Option<KeyValue>, ReadError> {
+    async fn value_at(&self, key: &Bytes, revision: i64) -> Result<Option<KeyValue>, EngineError> {
         let state = self.0.lock();
         if revision < state.compacted {
-            return Err(ReadError::Compacted);
+            return Ok(None);
         }
         Ok(state.last_of(key, revision).cloned())
     }

@@ -1,5 +1,6 @@
 //! A store in memory and a client of its watches.
 
+mod applied;
 mod history;
 mod interleavings;
 mod limits;
@@ -21,8 +22,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use self::history::FakeHistory;
-use super::{History as _, RevisionEvents, WatchHub, WatchLimits, watch};
-use crate::RequestError;
+use super::{History as _, WatchHub, WatchLimits, watch};
+use crate::mvcc::{Failure, RevisionEvents};
 
 /// Longer than anything but a progress interval takes; the clock is the test's.
 const A_WHILE: Duration = Duration::from_secs(5);
@@ -33,8 +34,8 @@ struct Store {
 }
 
 struct Client {
-    requests: mpsc::Sender<Result<WatchRequest, RequestError>>,
-    responses: Pin<Box<dyn Stream<Item = Result<WatchResponse, RequestError>> + Send>>,
+    requests: mpsc::Sender<Result<WatchRequest, Failure>>,
+    responses: Pin<Box<dyn Stream<Item = Result<WatchResponse, Failure>> + Send>>,
 }
 
 fn store_with(limits: WatchLimits) -> Store {
