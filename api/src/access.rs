@@ -294,8 +294,8 @@ impl<K: Object> Api<K> {
     }
 
     /// Reads an object, lets a function change it and writes it, as [`Self::update`] does; when
-    /// others changed it in between, all over again. A function that changes nothing writes
-    /// nothing; its error is the answer.
+    /// others changed it in between, all over again, so the function may run several times. One
+    /// that changes nothing writes nothing; its error is the answer.
     pub async fn modify<F>(&self, key: &ObjectKey, change: F) -> Result<K, Error>
     where
         F: FnMut(&mut K) -> Result<(), Error>,
@@ -305,7 +305,8 @@ impl<K: Object> Api<K> {
     }
 
     /// Like [`Self::modify`], but begins with an object that was read before, from a [`Cache`]
-    /// say, and so costs one request when that one is still the newest.
+    /// say, and so costs one request when that one is still the newest. If the function changes
+    /// nothing in it, nothing tells whether it is.
     ///
     /// [`Cache`]: crate::Cache
     pub async fn modify_from<F>(&self, before: &K, mut change: F) -> Result<K, Error>
@@ -357,8 +358,18 @@ impl<K: Object> Api<K> {
         options: &DeleteOptions,
     ) -> Result<Deletion<K>, Error> {
         let before = self.get(key).await?;
+        self.delete_from(&before, options).await
+    }
+
+    /// Like [`Self::delete`], but begins with an object that was read before, as
+    /// [`Self::modify_from`] does. Name the uid in the options to be sure of meeting that object.
+    pub async fn delete_from(
+        &self,
+        before: &K,
+        options: &DeleteOptions,
+    ) -> Result<Deletion<K>, Error> {
         let now = self.store.clock.now();
-        self.step_until_done(before, |before| {
+        self.step_until_done(before.clone(), |before| {
             lifecycle::check_preconditions(before, options.uid.as_deref(), options.revision)?;
             Ok(lifecycle::delete(before, options, now))
         })
@@ -393,6 +404,9 @@ impl<K: Object> Api<K> {
         mut step: impl FnMut(&K) -> Result<Step<K>, Error>,
     ) -> Result<Deletion<K>, Error> {
         let key = before.key();
+        if before.revision() == 0 {
+            before = self.get(&key).await?;
+        }
         for _ in 0..MODIFY_TRIES {
             let after = match step(&before)? {
                 Step::Keep => return Ok(Deletion::Pending(before)),

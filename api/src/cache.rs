@@ -53,16 +53,15 @@ type Group<K> = BTreeMap<ObjectKey, Arc<K>>;
 
 /// One object's way from the last state that a subscriber was told of to the newest.
 ///
-/// `old` is none for an object that is new, `new` for one that is gone. For an object that came and
-/// went unseen, `old` is what it was last. If the uids differ, the object was replaced by another
-/// of its name.
+/// If the uids differ, the object was replaced by another of its name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change<K> {
     /// The name of the object.
     pub key: ObjectKey,
-    /// What the subscriber was told last.
+    /// What the subscriber was told last. If it knows of no object, the last one that came and
+    /// went unseen, so that nobody waits for it in vain; mostly none.
     pub old: Option<Arc<K>>,
-    /// What it is now.
+    /// What it is now; none when it is gone.
     pub new: Option<Arc<K>>,
 }
 
@@ -225,7 +224,7 @@ impl<K: Object> Cache<K> {
         } else {
             state.synced = true;
             for (key, new) in changes {
-                state.set(&key, new);
+                state.set(&key, new.as_ref());
             }
             state.tell(|pending| pending.resync = true);
         }
@@ -251,8 +250,8 @@ impl<K: Object> Cache<K> {
 
 impl<K: Object> State<K> {
     /// Sets an object to its new state and gives back the old one.
-    fn set(&mut self, key: &ObjectKey, new: Option<Arc<K>>) -> Option<Arc<K>> {
-        let old = match &new {
+    fn set(&mut self, key: &ObjectKey, new: Option<&Arc<K>>) -> Option<Arc<K>> {
+        let old = match new {
             Some(new) => self.objects.insert(key.clone(), Arc::clone(new)),
             None => self.objects.remove(key),
         };
@@ -268,7 +267,7 @@ impl<K: Object> State<K> {
                     index.remove(name_of(old));
                 }
             }
-            if let Some(new) = &new {
+            if let Some(new) = new {
                 let group = index.entry(name_of(new).to_owned()).or_default();
                 group.insert(key.clone(), Arc::clone(new));
             }
@@ -279,7 +278,7 @@ impl<K: Object> State<K> {
     fn apply(&mut self, changes: Vec<(ObjectKey, Option<Arc<K>>)>) {
         let mut told = Vec::with_capacity(changes.len());
         for (key, new) in changes {
-            let old = self.set(&key, new.clone());
+            let old = self.set(&key, new.as_ref());
             if old.is_some() || new.is_some() {
                 told.push(Change { key, old, new });
             }
@@ -334,4 +333,224 @@ fn node_name<K: Object>(object: &K) -> &str {
 
 fn group<K>(index: &BTreeMap<String, Group<K>>, name: &str) -> Vec<Arc<K>> {
     index.get(name).into_iter().flat_map(|group| group.values().cloned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use futures::FutureExt as _;
+    use k8s_openapi::api::core::v1::{Pod, PodSpec};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::namespaced("default", name)
+    }
+
+    fn pod(name: &str, revision: i64) -> Pod {
+        Pod {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                namespace: Some("default".into()),
+                resource_version: Some(revision.to_string()),
+                ..ObjectMeta::default()
+            },
+            ..Pod::default()
+        }
+    }
+
+    fn set(cache: &Cache<Pod>, pod: Pod) {
+        let revision = pod.revision();
+        cache.apply(vec![(pod.key(), Some(Arc::new(pod)))], revision);
+    }
+
+    fn remove(cache: &Cache<Pod>, name: &str, revision: i64) {
+        cache.apply(vec![(key(name), None)], revision);
+    }
+
+    fn notice(subscription: &mut Subscription<Pod>) -> Option<Notice<Pod>> {
+        subscription.next().now_or_never().expect("there is a notice, or the end")
+    }
+
+    /// The revisions that the changes of a notice lead from and to.
+    fn steps(subscription: &mut Subscription<Pod>) -> Vec<(String, i64, i64)> {
+        let Some(Notice::Changed(changes)) = notice(subscription) else { panic!("no changes") };
+        let revision = |pod: &Option<Arc<Pod>>| pod.as_ref().map_or(0, |pod| pod.revision());
+        changes
+            .into_iter()
+            .map(|change| {
+                (change.key.name.to_string(), revision(&change.old), revision(&change.new))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn changes_are_told_once_an_object_from_the_first_to_the_last() {
+        let cache = Cache::new();
+        cache.replace(vec![pod("a", 1), pod("b", 2)], 2);
+        let mut subscription = cache.subscribe();
+        assert_eq!(notice(&mut subscription), Some(Notice::Resync));
+        assert!(subscription.next().now_or_never().is_none());
+
+        set(&cache, pod("a", 3));
+        set(&cache, pod("a", 4));
+        remove(&cache, "b", 5);
+        set(&cache, pod("c", 6));
+        set(&cache, pod("d", 7));
+        remove(&cache, "d", 8);
+        remove(&cache, "never", 9);
+        let expected = [("a", 1, 4), ("b", 2, 0), ("c", 0, 6), ("d", 7, 0)];
+        let expected = expected.map(|(name, old, new)| (name.to_owned(), old, new));
+        assert_eq!(steps(&mut subscription), expected);
+        assert!(subscription.next().now_or_never().is_none());
+        assert_eq!(cache.revision(), 9);
+    }
+
+    #[test]
+    fn a_new_list_tells_the_differences() {
+        let cache = Cache::new();
+        cache.replace(vec![pod("gone", 1), pod("kept", 2), pod("changed", 3)], 3);
+        let mut subscription = cache.subscribe();
+        notice(&mut subscription);
+        cache.replace(vec![pod("kept", 2), pod("changed", 8), pod("new", 9)], 9);
+        let expected = [("changed", 3, 8), ("gone", 1, 0), ("new", 0, 9)];
+        let expected = expected.map(|(name, old, new)| (name.to_owned(), old, new));
+        assert_eq!(steps(&mut subscription), expected);
+    }
+
+    #[test]
+    fn a_subscriber_who_came_early_hears_when_the_cache_is_filled() {
+        let cache = Cache::new();
+        let mut subscription = cache.subscribe();
+        assert!(subscription.next().now_or_never().is_none());
+        assert!(cache.synced().now_or_never().is_none());
+        cache.replace(Vec::new(), 4);
+        assert_eq!(notice(&mut subscription), Some(Notice::Resync));
+        assert_eq!(cache.synced().now_or_never(), Some(true));
+        assert!(cache.reached(5).now_or_never().is_none());
+        cache.end();
+        assert_eq!(cache.reached(5).now_or_never(), Some(false));
+        assert_eq!(notice(&mut subscription), None);
+        assert_eq!(notice(&mut cache.subscribe()), Some(Notice::Resync));
+    }
+
+    #[test]
+    fn a_subscriber_who_falls_far_behind_is_told_to_look_at_everything() {
+        let cache = Cache::new();
+        cache.replace(Vec::new(), 1);
+        let mut subscription = cache.subscribe();
+        notice(&mut subscription);
+        for i in 0..=MAX_PENDING_CHANGES {
+            set(&cache, pod(&i.to_string(), 2));
+        }
+        set(&cache, pod("after", 3));
+        assert_eq!(notice(&mut subscription), Some(Notice::Resync));
+        assert_eq!(steps(&mut subscription), [("after".to_owned(), 0, 3)]);
+    }
+
+    #[test]
+    fn groups_follow_their_objects() {
+        let cache = Cache::new();
+        cache.replace(Vec::new(), 1);
+        let owned = |revision, owner: Option<&str>, node: Option<&str>| {
+            let mut pod = pod("a", revision);
+            pod.metadata.owner_references = owner.map(|uid| {
+                vec![OwnerReference {
+                    uid: uid.into(),
+                    controller: Some(true),
+                    ..OwnerReference::default()
+                }]
+            });
+            pod.metadata.labels = owner.map(|uid| [("owner".to_owned(), uid.to_owned())].into());
+            pod.spec = Some(PodSpec { node_name: node.map(Into::into), ..PodSpec::default() });
+            pod
+        };
+        let counts = || {
+            [
+                cache.controlled_by("rs").len(),
+                cache.uncontrolled().len(),
+                cache.on_node("n").len(),
+                cache.unbound().len(),
+                cache
+                    .select("default", &Selector::labels(&[("owner".into(), "rs".into())].into()))
+                    .len(),
+                cache.select("other", &Selector::default()).len(),
+            ]
+        };
+        set(&cache, owned(2, None, None));
+        assert_eq!(counts(), [0, 1, 0, 1, 0, 0]);
+        set(&cache, owned(3, Some("rs"), Some("n")));
+        assert_eq!(counts(), [1, 0, 1, 0, 1, 0]);
+        set(&cache, owned(4, None, Some("n")));
+        assert_eq!(counts(), [0, 1, 1, 0, 0, 0]);
+        remove(&cache, "a", 5);
+        assert_eq!(counts(), [0; 6]);
+        assert!(cache.shared.state.read().by_node.is_empty());
+    }
+
+    /// What happens to a cache and a subscriber of it.
+    #[derive(Clone, Debug)]
+    enum Happening {
+        Set(u8),
+        Remove(u8),
+        List(Vec<u8>),
+        Read,
+    }
+
+    fn happening() -> impl Strategy<Value = Happening> {
+        prop_oneof![
+            4 => (0..6_u8).prop_map(Happening::Set),
+            2 => (0..6_u8).prop_map(Happening::Remove),
+            1 => proptest::collection::vec(0..6_u8, 0..6).prop_map(Happening::List),
+            3 => Just(Happening::Read),
+        ]
+    }
+
+    proptest! {
+        /// A subscriber who follows its notices ends with what is in the cache, and each change
+        /// begins with what it knew.
+        #[test]
+        fn notices_lead_to_what_is_there(happenings in proptest::collection::vec(happening(), 0..60)) {
+            let cache = Cache::new();
+            let mut subscription = cache.subscribe();
+            let mut known: BTreeMap<ObjectKey, Arc<Pod>> = BTreeMap::new();
+            let listed = |cache: &Cache<Pod>| {
+                cache.list().into_iter().map(|pod| (pod.key(), pod)).collect::<BTreeMap<_, _>>()
+            };
+            let read = |subscription: &mut Subscription<Pod>, known: &mut BTreeMap<_, _>| {
+                while let Some(Some(notice)) = subscription.next().now_or_never() {
+                    match notice {
+                        Notice::Resync => *known = listed(&cache),
+                        Notice::Changed(changes) => for change in changes {
+                            if let Some(known) = known.get(&change.key) {
+                                assert_eq!(change.old.as_ref(), Some(known));
+                            }
+                            match change.new {
+                                Some(new) => known.insert(change.key, new),
+                                None => known.remove(&change.key),
+                            };
+                        }
+                    }
+                }
+            };
+            cache.replace(Vec::new(), 1);
+            read(&mut subscription, &mut known);
+            for (revision, happening) in (2..).zip(happenings) {
+                match happening {
+                    Happening::Set(n) => set(&cache, pod(&n.to_string(), revision)),
+                    Happening::Remove(n) => remove(&cache, &n.to_string(), revision),
+                    Happening::List(names) => {
+                        let pods = names.iter().map(|n| pod(&n.to_string(), revision));
+                        cache.replace(pods.collect(), revision);
+                    }
+                    Happening::Read => read(&mut subscription, &mut known),
+                }
+            }
+            read(&mut subscription, &mut known);
+            prop_assert_eq!(known, listed(&cache));
+        }
+    }
 }

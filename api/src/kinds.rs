@@ -3,9 +3,9 @@
 use std::fmt::Debug;
 
 use k8s_openapi::Metadata;
-use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Event, Node, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -145,6 +145,9 @@ pub trait Object:
     /// Whether the specs are equal, so that an update leaves `metadata.generation` as it is.
     fn same_spec(&self, other: &Self) -> bool;
 
+    /// Takes away what a new object cannot have yet, such as a status that nobody observed.
+    fn make_new(&mut self) {}
+
     /// Fills in what was left out and has a default.
     fn set_defaults(&mut self) {}
 
@@ -216,12 +219,15 @@ impl Object for Pod {
         self.spec == other.spec
     }
 
+    fn make_new(&mut self) {
+        let phase = Some("Pending".to_owned());
+        self.status = Some(PodStatus { phase, ..PodStatus::default() });
+    }
+
     fn set_defaults(&mut self) {
         if let Some(spec) = &mut self.spec {
             pod_spec_defaults(spec);
         }
-        let status = self.status.get_or_insert_default();
-        status.phase.get_or_insert_with(|| "Pending".to_owned());
     }
 
     fn validate(&self, causes: &mut Vec<Cause>) {
@@ -264,13 +270,16 @@ impl Object for ReplicaSet {
         self.spec == other.spec
     }
 
+    fn make_new(&mut self) {
+        self.status = Some(ReplicaSetStatus::default());
+    }
+
     fn set_defaults(&mut self) {
         let Some(spec) = &mut self.spec else { return };
         spec.replicas.get_or_insert(1);
         if let Some(spec) = spec.template.as_mut().and_then(|template| template.spec.as_mut()) {
             pod_spec_defaults(spec);
         }
-        self.status.get_or_insert_default();
     }
 
     fn validate(&self, causes: &mut Vec<Cause>) {
@@ -406,6 +415,9 @@ fn validate_pod_spec(field: &str, spec: Option<&PodSpec>, causes: &mut Vec<Cause
             }
         }
     }
+    if let Some(node) = spec.node_name.as_deref().filter(|node| !node.is_empty()) {
+        check(causes, || format!("{field}.nodeName"), validation::dns_subdomain(node));
+    }
     let policy = spec.restart_policy.as_deref().unwrap_or("Always");
     if !matches!(policy, "Always" | "OnFailure" | "Never") {
         check(
@@ -420,5 +432,107 @@ fn validate_pod_spec(field: &str, spec: Option<&PodSpec>, causes: &mut Vec<Cause
             || format!("{field}.terminationGracePeriodSeconds"),
             Err("must not be negative"),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn row<K: Object>() {
+        let kind = K::kind();
+        assert_eq!((kind.group, kind.version, kind.kind), (K::GROUP, K::VERSION, K::KIND));
+        assert_eq!(kind.plural, K::URL_PATH_SEGMENT);
+        assert_eq!(kind.api_version(), K::API_VERSION);
+        assert_eq!(kind_named(kind.group, kind.plural), Some(kind));
+    }
+
+    #[test]
+    fn rows_are_what_kubernetes_says() {
+        row::<Pod>();
+        row::<ReplicaSet>();
+        row::<Node>();
+        row::<Lease>();
+        row::<Event>();
+        assert_eq!(kind_named("", "replicasets"), None);
+    }
+
+    fn pod_spec() -> Value {
+        json!({ "containers": [{ "name": "main", "image": "nginx:latest" }] })
+    }
+
+    fn replica_set() -> Value {
+        json!({
+            "replicas": 3,
+            "selector": { "matchLabels": { "app": "web" } },
+            "template": { "metadata": { "labels": { "app": "web" } }, "spec": pod_spec() },
+        })
+    }
+
+    /// The fields that are wrong in an object with a spec that was changed in one place.
+    fn wrong<K: Object>(mut spec: Value, at: &str, value: Value) -> Vec<String> {
+        *spec.pointer_mut(at).unwrap() = value;
+        let object: K = serde_json::from_value(json!({
+            "apiVersion": K::API_VERSION, "kind": K::KIND, "metadata": {}, "spec": spec,
+        }))
+        .unwrap();
+        let mut causes = Vec::new();
+        object.validate(&mut causes);
+        causes.into_iter().map(|cause| cause.field).collect()
+    }
+
+    #[test]
+    fn pods_that_break_a_rule() {
+        let main = json!({ "name": "main", "image": "nginx" });
+        let cases = [
+            ("/containers", json!([main]), None),
+            ("/containers", json!([]), Some("spec.containers")),
+            ("/containers", json!([main, main]), Some("spec.containers[1].name")),
+            ("/containers/0/name", json!("Main"), Some("spec.containers[0].name")),
+            ("/containers/0/image", json!(""), Some("spec.containers[0].image")),
+            ("/containers/0/image", json!("a b"), Some("spec.containers[0].image")),
+        ];
+        for (at, value, field) in cases {
+            let expected: Vec<&str> = field.into_iter().collect();
+            assert_eq!(wrong::<Pod>(pod_spec(), at, value.clone()), expected, "{at} {value}");
+        }
+        for (name, value) in [
+            ("restartPolicy", json!("Sometimes")),
+            ("terminationGracePeriodSeconds", json!(-1)),
+            ("nodeName", json!("a/b")),
+        ] {
+            let mut spec = pod_spec();
+            spec[name] = Value::Null;
+            assert_eq!(wrong::<Pod>(spec, &format!("/{name}"), value), [format!("spec.{name}")]);
+        }
+    }
+
+    #[test]
+    fn replica_sets_that_break_a_rule() {
+        let cases = [
+            ("/replicas", json!(0), None),
+            ("/replicas", json!(-1), Some("spec.replicas")),
+            ("/replicas", json!(100_001), Some("spec.replicas")),
+            ("/template", Value::Null, Some("spec.template")),
+            ("/selector", json!({}), Some("spec.selector")),
+            (
+                "/selector",
+                json!({ "matchExpressions": [{ "key": "app", "operator": "Like" }] }),
+                Some("spec.selector.matchExpressions[0].operator"),
+            ),
+            (
+                "/template/metadata/labels",
+                json!({ "app": "db" }),
+                Some("spec.template.metadata.labels"),
+            ),
+            ("/template/spec/containers", json!([]), Some("spec.template.spec.containers")),
+        ];
+        for (at, value, field) in cases {
+            let expected: Vec<&str> = field.into_iter().collect();
+            let found = wrong::<ReplicaSet>(replica_set(), at, value.clone());
+            assert_eq!(found, expected, "{at} {value}");
+        }
     }
 }

@@ -55,5 +55,7 @@ pub use key::{ObjectKey, Scope};
 pub use kinds::{EVENT, KINDS, Kind, LEASE, NODE, Object, POD, REPLICA_SET, kind_named};
 pub use queue::{Backoff, Outcome, WorkItem, WorkQueue, run_workers};
 pub use selector::Selector;
+#[cfg(feature = "testing")]
+pub use store_client::testing;
 pub use store_client::{Client, ClientConfig, Endpoints, Error as StoreError};
 pub use watch::{WatchBatch, WatchEvent, WatchStream};

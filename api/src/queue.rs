@@ -276,3 +276,182 @@ pub async fn run_workers<T, E, F, Fut>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::FutureExt as _;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    const BACKOFF: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(10) };
+
+    fn take(queue: &WorkQueue<&'static str>) -> Option<WorkItem<&'static str>> {
+        queue.next().now_or_never()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_there_once() {
+        let queue = WorkQueue::new(BACKOFF);
+        for key in ["a", "b", "a", "b"] {
+            queue.add(key);
+        }
+        assert_eq!(queue.len(), 2);
+        assert_eq!(*take(&queue).unwrap().key(), "a");
+        assert_eq!(*take(&queue).unwrap().key(), "b");
+        assert!(take(&queue).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_in_work_waits_until_it_is_finished() {
+        let queue = WorkQueue::new(BACKOFF);
+        queue.add("a");
+        let item = take(&queue).unwrap();
+        queue.add("a");
+        queue.add_after("a", Duration::from_secs(1));
+        sleep(Duration::from_secs(2)).await;
+        assert!(take(&queue).is_none());
+        drop(item);
+        let again = take(&queue).unwrap();
+        drop(again);
+        assert!(take(&queue).is_none(), "both additions are one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn delays_end_in_order_and_the_earlier_stands() {
+        let queue = WorkQueue::new(BACKOFF);
+        let start = Instant::now();
+        queue.add_after("late", Duration::from_secs(5));
+        queue.add_after("a", Duration::from_secs(3));
+        queue.add_after("a", Duration::from_secs(1));
+        queue.add_after("a", Duration::from_secs(2));
+        queue.add_after("now", Duration::ZERO);
+        let mut order = Vec::new();
+        for _ in 0..3 {
+            let item = queue.next().await;
+            order.push((*item.key(), start.elapsed().as_secs()));
+        }
+        assert_eq!(order, [("now", 0), ("a", 1), ("late", 5)]);
+        assert!(timeout(Duration::from_secs(60), queue.next()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn adding_a_key_ends_its_delay() {
+        let queue = WorkQueue::new(BACKOFF);
+        queue.add_after("a", Duration::from_secs(5));
+        queue.add("a");
+        assert!(take(&queue).is_some());
+        assert!(timeout(Duration::from_secs(60), queue.next()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_wait_longer_until_one_success() {
+        let queue = WorkQueue::new(BACKOFF);
+        let delays: Vec<u64> = (0..6).map(|_| queue.retry("a").as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 8, 10, 10]);
+        queue.forget(&"a");
+        assert_eq!(queue.retry("a").as_secs(), 1);
+    }
+
+    #[test]
+    fn a_backoff_never_overflows() {
+        assert_eq!(BACKOFF.after(0), Duration::ZERO);
+        assert_eq!(BACKOFF.after(1), BACKOFF.base);
+        assert_eq!(BACKOFF.after(u32::MAX), BACKOFF.max);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delayed_key_wakes_a_worker_that_waits_for_a_later_one() {
+        let queue = WorkQueue::new(BACKOFF);
+        queue.add_after("late", Duration::from_secs(100));
+        let mut tasks = JoinSet::new();
+        let waiting = queue.clone();
+        tasks.spawn(async move { *waiting.next().await.key() });
+        tokio::task::yield_now().await;
+        queue.add_after("early", Duration::from_secs(1));
+        assert_eq!(tasks.join_next().await.unwrap().unwrap(), "early");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn workers_share_the_keys_and_never_one_key() {
+        let queue = WorkQueue::new(BACKOFF);
+        let (busy, most, done) =
+            <(Arc<AtomicUsize>, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        let active = Arc::new(Mutex::new(HashSet::new()));
+        let cancelled = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let work = {
+            let (busy, most, done) = (busy.clone(), most.clone(), done.clone());
+            move |key: u32| {
+                let (busy, most, done, active) =
+                    (busy.clone(), most.clone(), done.clone(), active.clone());
+                async move {
+                    assert!(active.lock().insert(key), "{key} is worked on twice at once");
+                    most.fetch_max(busy.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    sleep(Duration::from_millis(10)).await;
+                    busy.fetch_sub(1, Ordering::SeqCst);
+                    active.lock().remove(&key);
+                    done.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, String>(Outcome::Done)
+                }
+            }
+        };
+        tasks.spawn(run_workers(queue.clone(), 4, cancelled.clone(), work));
+        for round in 0..10 {
+            for key in 0..20 {
+                queue.add(key);
+            }
+            sleep(Duration::from_millis(5 * round)).await;
+        }
+        while done.load(Ordering::SeqCst) < 20 || !queue.is_empty() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        cancelled.cancel();
+        tasks.join_next().await.unwrap().unwrap();
+        assert_eq!(most.load(Ordering::SeqCst), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_comes_again_and_work_under_way_is_finished_at_the_end() {
+        let queue = WorkQueue::new(BACKOFF);
+        let (tries, finished) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+        let cancelled = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let work = {
+            let (tries, finished) = (tries.clone(), finished.clone());
+            move |_: &'static str| {
+                let (tries, finished) = (tries.clone(), finished.clone());
+                async move {
+                    let attempt = tries.fetch_add(1, Ordering::SeqCst);
+                    if attempt < 2 {
+                        return Err("not yet");
+                    }
+                    sleep(Duration::from_secs(5)).await;
+                    finished.fetch_add(1, Ordering::SeqCst);
+                    Ok(Outcome::After(Duration::from_secs(1)))
+                }
+            }
+        };
+        let start = Instant::now();
+        tasks.spawn(run_workers(queue.clone(), 2, cancelled.clone(), work));
+        queue.add("a");
+        while tries.load(Ordering::SeqCst) < 3 {
+            sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(start.elapsed().as_secs(), 3, "after 1 s and 2 s more");
+        cancelled.cancel();
+        tasks.join_next().await.unwrap().unwrap();
+        assert_eq!(finished.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "broken")]
+    async fn a_panic_goes_on_to_who_runs_the_workers() {
+        let queue = WorkQueue::new(BACKOFF);
+        queue.add("a");
+        let work = |_| async { panic!("broken") };
+        run_workers::<_, String, _, _>(queue, 1, CancellationToken::new(), work).await;
+    }
+}

@@ -21,7 +21,7 @@ pub fn dns_subdomain(name: &str) -> Result<(), &'static str> {
     if name.len() > MAX_NAME_CHARS {
         return Err("must not have more than 253 characters");
     }
-    if name.split('.').all(|part| is_dns_label(part)) {
+    if name.split('.').all(is_dns_label) {
         Ok(())
     } else {
         Err(

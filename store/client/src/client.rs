@@ -24,7 +24,7 @@ use tonic::{Response, Status};
 
 use crate::endpoint::Member;
 use crate::error::{Outcome, classify, refused};
-use crate::{ClientConfig, Error, Watch, WatchOptions};
+use crate::{ClientConfig, Error, Failure, Watch, WatchOptions};
 
 /// What an answer may measure, as in etcd's own client: a range of many objects is large.
 pub(crate) const MAX_ANSWER_BYTES: usize = i32::MAX as usize;
@@ -46,13 +46,15 @@ struct Inner {
     current: AtomicUsize,
 }
 
-/// Whether a request may be sent again when it is not known what became of it.
+/// What it means to send a request again when it is not known what became of it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Repeat {
-    /// Twice does no more than once.
-    Freely,
-    /// Only when it was certainly not carried out.
-    IfNotDone,
+enum Nature {
+    /// It changes nothing.
+    Read,
+    /// It changes something, but twice no more than once.
+    RepeatableWrite,
+    /// It must not be sent again.
+    Write,
 }
 
 /// What is known when a request has its answer.
@@ -74,7 +76,7 @@ impl Client {
 
     /// Reads a key or a range of keys.
     pub async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Error> {
-        self.freely(|channel| {
+        self.read(|channel| {
             let request = request.clone();
             async move { kv(channel).range(request).await }
         })
@@ -83,7 +85,7 @@ impl Client {
 
     /// Writes one key, whatever it held before. [`Error::Ambiguous`] when the answer is lost.
     pub async fn put(&self, request: PutRequest) -> Result<PutResponse, Error> {
-        self.once(|channel| {
+        self.write(|channel| {
             let request = request.clone();
             async move { kv(channel).put(request).await }
         })
@@ -95,7 +97,7 @@ impl Client {
         &self,
         request: DeleteRangeRequest,
     ) -> Result<DeleteRangeResponse, Error> {
-        self.once(|channel| {
+        self.write(|channel| {
             let request = request.clone();
             async move { kv(channel).delete_range(request).await }
         })
@@ -104,7 +106,7 @@ impl Client {
 
     /// Carries out a transaction. [`Error::Ambiguous`] when the answer is lost.
     pub async fn txn(&self, request: TxnRequest) -> Result<TxnResponse, Error> {
-        self.once(|channel| {
+        self.write(|channel| {
             let request = request.clone();
             async move { kv(channel).txn(request).await }
         })
@@ -123,17 +125,14 @@ impl Client {
             let request = request.clone();
             async move { kv(channel).txn(request).await }
         };
-        let answered = self.call(Repeat::Freely, send).await.map_err(|error| match error {
-            // Some attempt may still be carried out.
-            Error::Unavailable { source, .. } => Error::Ambiguous { source },
-            other => other,
-        })?;
+        let answered = self.call(Nature::RepeatableWrite, send).await?;
         Ok((answered.response, answered.repeated))
     }
 
     /// Gives up the history before a revision. [`Error::Compacted`] when it is given up already.
     pub async fn compact(&self, request: CompactionRequest) -> Result<CompactionResponse, Error> {
-        self.freely(|channel| async move { kv(channel).compact(request).await }).await
+        let send = |channel| async move { kv(channel).compact(request).await };
+        Ok(self.call(Nature::RepeatableWrite, send).await?.response)
     }
 
     /// Creates a lease. When the answer is lost and the server chose the id, another one may be
@@ -142,15 +141,15 @@ impl Client {
         &self,
         request: LeaseGrantRequest,
     ) -> Result<LeaseGrantResponse, Error> {
-        let repeat = if request.id == 0 { Repeat::Freely } else { Repeat::IfNotDone };
+        let nature = if request.id == 0 { Nature::RepeatableWrite } else { Nature::Write };
         let send = |channel| async move { lease(channel).lease_grant(request).await };
-        Ok(self.call(repeat, send).await?.response)
+        Ok(self.call(nature, send).await?.response)
     }
 
     /// Gives a lease its full time again, once. A lease that is not there has a TTL of 0 in the
     /// answer.
     pub async fn lease_keep_alive(&self, id: i64) -> Result<LeaseKeepAliveResponse, Error> {
-        self.freely(|channel| async move {
+        self.read(|channel| async move {
             let requests = stream::iter([LeaseKeepAliveRequest { id }]);
             let mut answers = lease(channel).lease_keep_alive(requests).await?.into_inner();
             match answers.message().await? {
@@ -163,7 +162,7 @@ impl Client {
 
     /// Ends a lease and deletes its keys. [`Error::Ambiguous`] when the answer is lost.
     pub async fn lease_revoke(&self, id: i64) -> Result<LeaseRevokeResponse, Error> {
-        self.once(
+        self.write(
             |channel| async move { lease(channel).lease_revoke(LeaseRevokeRequest { id }).await },
         )
         .await
@@ -174,12 +173,12 @@ impl Client {
         &self,
         request: LeaseTimeToLiveRequest,
     ) -> Result<LeaseTimeToLiveResponse, Error> {
-        self.freely(|channel| async move { lease(channel).lease_time_to_live(request).await }).await
+        self.read(|channel| async move { lease(channel).lease_time_to_live(request).await }).await
     }
 
     /// The members of the store.
     pub async fn member_list(&self) -> Result<MemberListResponse, Error> {
-        self.freely(|channel| async move {
+        self.read(|channel| async move {
             let mut client =
                 ClusterClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES);
             client.member_list(MemberListRequest { linearizable: false }).await
@@ -189,7 +188,7 @@ impl Client {
 
     /// How one member sees the store: the one that is asked first at present.
     pub async fn status(&self) -> Result<StatusResponse, Error> {
-        self.freely(|channel| async move {
+        self.read(|channel| async move {
             MaintenanceClient::new(channel).status(StatusRequest {}).await
         })
         .await
@@ -200,31 +199,32 @@ impl Client {
         Watch::new(self.clone(), options)
     }
 
-    async fn freely<T, F, Fut>(&self, send: F) -> Result<T, Error>
+    async fn read<T, F, Fut>(&self, send: F) -> Result<T, Error>
     where
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        Ok(self.call(Repeat::Freely, send).await?.response)
+        Ok(self.call(Nature::Read, send).await?.response)
     }
 
-    async fn once<T, F, Fut>(&self, send: F) -> Result<T, Error>
+    async fn write<T, F, Fut>(&self, send: F) -> Result<T, Error>
     where
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
-        Ok(self.call(Repeat::IfNotDone, send).await?.response)
+        Ok(self.call(Nature::Write, send).await?.response)
     }
 
     /// Sends a request to one endpoint after the other until there is an answer or the deadline.
     ///
     /// An attempt that is late is not given up: it goes on beside the next one, and whichever
     /// answers first is taken, so that a store which is merely slow loses nothing.
-    async fn call<T, F, Fut>(&self, repeat: Repeat, send: F) -> Result<Answered<T>, Error>
+    async fn call<T, F, Fut>(&self, nature: Nature, send: F) -> Result<Answered<T>, Error>
     where
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
+        let members = &self.inner.members;
         let config = &self.inner.config;
         let deadline = Instant::now() + config.request_timeout;
         let mut attempts = FuturesUnordered::new();
@@ -235,7 +235,7 @@ impl Client {
         let mut pause = ROUND_PAUSE;
         let mut failures = 0_usize;
         let mut lost_answer = false;
-        let mut last_failure: Option<Box<Status>> = None;
+        let mut last_failure = None;
         loop {
             tokio::select! {
                 biased;
@@ -243,50 +243,59 @@ impl Client {
                     let (member, result): (usize, Result<Response<T>, Status>) = answer;
                     let status = match result {
                         Ok(response) => {
-                            self.inner.members[member].answered();
+                            members[member].answered();
                             let repeated = lost_answer || !attempts.is_empty();
                             return Ok(Answered { response: response.into_inner(), repeated });
                         }
                         Err(status) => status,
                     };
-                    match classify(&status) {
-                        Outcome::Refused => return Err(refused(&status)),
-                        Outcome::Unknown if repeat == Repeat::IfNotDone => {
-                            self.leave(member);
-                            return Err(Error::Ambiguous { source: Some(Box::new(status)) });
+                    let failure = Failure::new(members[member].uri(), &status);
+                    tracing::debug!(%failure, "attempt failed");
+                    let outcome = classify(&status);
+                    let unclear = lost_answer || !attempts.is_empty();
+                    match outcome {
+                        Outcome::Refused if nature == Nature::Read || !unclear => {
+                            return Err(refused(&status));
                         }
-                        outcome => lost_answer |= outcome == Outcome::Unknown,
+                        Outcome::Unknown if nature == Nature::Write => {
+                            self.leave(member);
+                            return Err(Error::Ambiguous { source: Some(failure) });
+                        }
+                        Outcome::Refused => {
+                            return Err(Error::Ambiguous { source: Some(failure) });
+                        }
+                        Outcome::Unknown => lost_answer = true,
+                        Outcome::NotDone => {}
                     }
                     self.leave(member);
-                    tracing::debug!(endpoint = %self.inner.members[member].uri(), %status, "attempt failed");
-                    last_failure = Some(Box::new(status));
+                    last_failure = Some(failure);
                     failures += 1;
                     next_at = Instant::now();
-                    if failures.is_multiple_of(self.inner.members.len()) {
+                    if failures.is_multiple_of(members.len()) {
                         next_at += pause;
                         pause = (pause * 2).min(MAX_ROUND_PAUSE);
                     }
                 }
                 () = sleep_until(deadline) => {
-                    return Err(if repeat == Repeat::IfNotDone && !attempts.is_empty() {
-                        Error::Ambiguous { source: None }
+                    let unclear = lost_answer || !attempts.is_empty();
+                    return Err(if unclear && nature != Nature::Read {
+                        Error::Ambiguous { source: last_failure }
                     } else {
                         let endpoints = config.endpoints.to_string();
                         Error::Unavailable { endpoints, source: last_failure }
                     });
                 }
                 () = sleep_until(next_at) => {
-                    let late = !attempts.is_empty();
-                    if late {
+                    if !attempts.is_empty() {
                         self.leave(latest);
-                    }
-                    if late && repeat == Repeat::IfNotDone {
-                        next_at = deadline;
-                        continue;
+                        if nature == Nature::Write {
+                            next_at = deadline;
+                            continue;
+                        }
                     }
                     latest = next;
-                    next = (next + 1) % self.inner.members.len();
-                    let attempt = send(self.inner.members[latest].calls());
+                    next = (next + 1) % members.len();
+                    let attempt = send(members[latest].calls());
                     attempts.push(async move { (latest, attempt.await) });
                     next_at = Instant::now() + patience;
                     patience *= 2;
@@ -319,13 +328,21 @@ impl Client {
         }
     }
 
-    /// Asks a member that was silent for a while for a sign of life. A member that gives none is
-    /// left by every watch.
-    pub(crate) async fn probe(&self, index: usize) {
-        let (member, config) = (self.member(index), self.config());
-        if !member.claim_probe(config.watch_probe_interval) {
-            return;
+    /// Asks a member for a sign of life whenever it was silent for a while, for as long as it is
+    /// polled. A member that gives none is left by every watch.
+    pub(crate) async fn watch_over(self, index: usize) {
+        let silence = self.config().watch_probe_interval;
+        loop {
+            let member = self.member(index);
+            sleep_until(member.heard() + silence).await;
+            if member.claim_probe(silence) {
+                self.probe(index).await;
+            }
         }
+    }
+
+    async fn probe(&self, index: usize) {
+        let (member, config) = (self.member(index), self.config());
         // Answered by the member alone, so it lives even when it has no leader.
         let request = RangeRequest {
             key: PROBE_KEY.into(),

@@ -105,7 +105,7 @@ impl ClientConfig {
             request_timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_millis(500),
             dial_timeout: Duration::from_millis(500),
-            watch_probe_interval: Duration::from_secs(1),
+            watch_probe_interval: Duration::from_millis(500),
             dial: None,
         }
     }

@@ -105,6 +105,11 @@ impl Member {
         *self.heard.lock() = Instant::now();
     }
 
+    /// When the member was last heard, or last asked for a sign of life.
+    pub(crate) fn heard(&self) -> Instant {
+        *self.heard.lock()
+    }
+
     /// Whether the caller is the one who asks for a sign of life, as nothing was heard for so long.
     pub(crate) fn claim_probe(&self, silence: Duration) -> bool {
         let mut heard = self.heard.lock();

@@ -1,5 +1,6 @@
 //! What can become of a call, in the terms in which a caller decides what to do next.
 
+use tonic::transport::Uri;
 use tonic::{Code, Status};
 
 /// Why a call did not give an answer.
@@ -22,7 +23,7 @@ pub enum Error {
         endpoints: String,
         /// The last failure; none when the deadline passed without one.
         #[source]
-        source: Option<Box<Status>>,
+        source: Option<Failure>,
     },
     /// A write whose answer was lost: it may or may not have been carried out, now or a little
     /// later. Reading tells.
@@ -30,7 +31,7 @@ pub enum Error {
     Ambiguous {
         /// How the answer was lost; none when none came in time.
         #[source]
-        source: Option<Box<Status>>,
+        source: Option<Failure>,
     },
     /// The revision asked for is compacted: list again and go on from there.
     #[error("the revision is compacted, the oldest that can be had is {}", .revision.map_or("unknown".to_owned(), |r| r.to_string()))]
@@ -52,6 +53,38 @@ pub enum Error {
     /// The store answered with something that the protocol rules out.
     #[error("the store's answer makes no sense: {0}")]
     Protocol(&'static str),
+}
+
+/// How one attempt at one endpoint failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{endpoint}: {reason}")]
+pub struct Failure {
+    /// The endpoint.
+    pub endpoint: String,
+    /// The gRPC code that the failure has, or comes closest to.
+    pub code: Code,
+    /// What the endpoint said, or how the connection to it failed.
+    pub reason: String,
+}
+
+impl Failure {
+    /// A status repeats its causes in its own text, and they each other: here each is told once.
+    pub(crate) fn new(endpoint: &Uri, status: &Status) -> Self {
+        let mut reason = status.message().to_owned();
+        let mut cause = std::error::Error::source(status);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !reason.contains(&text) {
+                reason = if reason.is_empty() { text } else { format!("{reason}: {text}") };
+            }
+            cause = error.source();
+        }
+        if reason.is_empty() {
+            reason = status.code().to_string();
+        }
+        let endpoint = endpoint.to_string().trim_end_matches('/').to_owned();
+        Self { endpoint, code: status.code(), reason }
+    }
 }
 
 /// What one failed attempt says about the request.

@@ -35,11 +35,13 @@ mod config;
 mod endpoint;
 mod error;
 pub mod request;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod watch;
 
 pub use client::Client;
 pub use config::{ClientConfig, Dial, Endpoints};
-pub use error::Error;
+pub use error::{Error, Failure};
 pub use store_proto::{etcdserverpb, mvccpb};
 pub use tonic::Code;
 pub use watch::{Watch, WatchBatch, WatchOptions};

@@ -9,6 +9,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use futures::stream::{self, StreamExt as _};
 use store_proto::etcdserverpb::watch_client::WatchClient;
 use store_proto::etcdserverpb::watch_request::RequestUnion;
@@ -26,7 +28,7 @@ use crate::{Client, Error, request};
 
 /// The pause before a stream that broke is opened again, doubled with each failure in a row.
 const REOPEN_PAUSE: Duration = Duration::from_millis(10);
-const MAX_REOPEN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_REOPEN_PAUSE: Duration = Duration::from_millis(400);
 
 /// What to watch.
 #[derive(Clone, Debug, Default)]
@@ -71,6 +73,8 @@ struct Open {
     member: usize,
     stream: Streaming<WatchResponse>,
     lost: Receiver<u64>,
+    /// Asks the member for signs of life; never ends.
+    watch_over: BoxFuture<'static, ()>,
     /// Keeps the place on the connection taken.
     _slot: WatchSlot,
 }
@@ -108,15 +112,10 @@ impl Watch {
                 self.reopen().await?;
                 continue;
             };
-            let silence = self.client.config().watch_probe_interval;
             let step = tokio::select! {
                 message = open.stream.message() => self.take(message)?,
                 _ = open.lost.changed() => Step::Reopen,
-                () = sleep(silence) => {
-                    let member = open.member;
-                    self.client.probe(member).await;
-                    Step::Wait
-                }
+                () = &mut open.watch_over => Step::Reopen,
             };
             match step {
                 Step::Deliver(batch) => return Ok(batch),
@@ -180,7 +179,8 @@ impl Watch {
         match timeout(limit, client.watch(request)).await {
             Ok(Ok(response)) => {
                 let stream = response.into_inner();
-                self.open = Some(Open { member: index, stream, lost, _slot: slot });
+                let watch_over = self.client.clone().watch_over(index).boxed();
+                self.open = Some(Open { member: index, stream, lost, watch_over, _slot: slot });
                 Ok(())
             }
             Ok(Err(status)) if classify(&status) == Outcome::Refused => Err(refused(&status)),
