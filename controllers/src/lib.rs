@@ -1,1 +1,115 @@
-//! placeholder
+//! The controllers: what turns the wishes in the store into pods on nodes.
+//!
+//! | controller | watches | does |
+//! | --- | --- | --- |
+//! | ReplicaSet | sets, pods | creates and deletes pods until there are as many as wanted |
+//! | scheduler | pods, nodes | binds pods to nodes |
+//! | node lifecycle | nodes, leases | marks nodes that are not heard of |
+//! | garbage | sets, pods | deletes pods whose owners are gone |
+//!
+//! All of them are built alike. Informers keep caches like the store; changes become keys in a
+//! queue; workers take a key, decide with a pure function what is to be done about it as things
+//! are, and do that. Nothing is remembered that is not in the store, but for hints that save
+//! writing twice, so a controller that is killed at any moment goes on where it was.
+
+mod config;
+#[cfg(test)]
+mod fixture;
+mod garbage;
+mod node_lifecycle;
+mod pod;
+mod reconcile;
+mod replicaset;
+mod scheduler;
+
+pub use config::{Config, Error};
+
+use std::time::Duration;
+
+use api::{Client, ClientConfig, Clock, Informer, Scope, Store};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Binds that are under way at the same time.
+const SCHEDULER_WORKERS: usize = 32;
+/// Deletions of pods without owners that are under way at the same time.
+const GARBAGE_WORKERS: usize = 16;
+/// Nodes that are marked at the same time.
+const NODE_WORKERS: usize = 4;
+
+/// The running controllers.
+#[derive(Debug)]
+pub struct Running {
+    stop: CancellationToken,
+    controllers: JoinSet<()>,
+    /// Aborted when the controllers have ended, which cannot end well without them.
+    informers: JoinSet<()>,
+}
+
+/// Starts the controllers. The store need not be there yet.
+///
+/// # Errors
+/// The configuration cannot be used.
+pub async fn start(config: Config) -> Result<Running, Error> {
+    let client = Client::new(ClientConfig::for_endpoints(config.store.clone()))?;
+    let store = Store::new(client, Clock::system());
+    let mut informers = JoinSet::new();
+    let sets = Informer::new(store.api(), Scope::All);
+    let pods = Informer::new(store.api(), Scope::All);
+    let nodes = Informer::new(store.api(), Scope::All);
+    let leases = Informer::new(store.api(), node_lifecycle::leases());
+    let (set_cache, pod_cache) = (sets.cache(), pods.cache());
+    let (node_cache, lease_cache) = (nodes.cache(), leases.cache());
+    informers.spawn(sets.run(CancellationToken::new()));
+    informers.spawn(pods.run(CancellationToken::new()));
+    informers.spawn(nodes.run(CancellationToken::new()));
+    informers.spawn(leases.run(CancellationToken::new()));
+
+    let replicaset = replicaset::Controller::new(
+        &store,
+        set_cache.clone(),
+        pod_cache.clone(),
+        StdRng::from_os_rng(),
+    );
+    let garbage = garbage::GarbageCollector::new(&store, set_cache, pod_cache.clone());
+    let scheduler = scheduler::Scheduler::new(&store, pod_cache, node_cache.clone());
+    let node_lifecycle = node_lifecycle::NodeLifecycle::new(
+        &store,
+        node_cache,
+        lease_cache,
+        config.node_monitor_grace_period,
+    );
+    let stop = CancellationToken::new();
+    let mut controllers = JoinSet::new();
+    controllers.spawn(replicaset.run(config.concurrent_replicaset_syncs.get(), stop.clone()));
+    controllers.spawn(garbage.run(GARBAGE_WORKERS, stop.clone()));
+    controllers.spawn(scheduler.run(SCHEDULER_WORKERS, stop.clone()));
+    controllers.spawn(node_lifecycle.run(NODE_WORKERS, stop.clone()));
+    tracing::info!(store = %config.store, "controllers: running");
+    Ok(Running { stop, controllers, informers })
+}
+
+impl Running {
+    /// Waits until one of them ends by itself, which it only does when something is wrong.
+    pub async fn join(&mut self) -> Error {
+        let ended = tokio::select! {
+            ended = self.controllers.join_next() => ended,
+            ended = self.informers.join_next() => ended,
+        };
+        Error::Ended(ended.and_then(Result::err))
+    }
+
+    /// Begins nothing more, and lets what is under way finish until `deadline` has passed; what
+    /// takes longer is cut off, which does no harm.
+    pub async fn shutdown(mut self, deadline: Duration) {
+        self.stop.cancel();
+        let drained = async { while self.controllers.join_next().await.is_some() {} };
+        if tokio::time::timeout(deadline, drained).await.is_err() {
+            tracing::warn!("controllers: work was cut off at the deadline");
+        }
+        self.controllers.shutdown().await;
+        self.informers.shutdown().await;
+    }
+}

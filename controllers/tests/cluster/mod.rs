@@ -1,0 +1,278 @@
+//! A control plane on an etcd of its own: the controllers under test, and nodes that are faked as
+//! far as the controllers can see. A fake node has a lease that is renewed, reports its pods as
+//! running, and lets go of those being deleted.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use api::{Api, Client, ClientConfig, Clock, Error, Informer, Object, ObjectKey, Scope, Store};
+use clap::Parser;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{
+    Container, Node, NodeCondition, NodeStatus, Pod, PodCondition, PodSpec, PodTemplateSpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, ObjectMeta};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::etcd::Etcd;
+
+/// How long anything may take that is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The grace period that the controllers get; heartbeats are much more frequent.
+pub(crate) const GRACE: &str = "3s";
+const HEARTBEAT: Duration = Duration::from_millis(200);
+
+/// A store with fake nodes, and whatever controllers a test starts.
+pub(crate) struct Cluster {
+    etcd: Etcd,
+    store: Store,
+    tasks: JoinSet<()>,
+}
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    config: controllers::Config,
+}
+
+impl Cluster {
+    /// A store that answers, or none when there is no etcd to be had.
+    pub(crate) async fn start() -> Option<Self> {
+        let etcd = Etcd::start()?;
+        let config = ClientConfig::new(etcd.url()).expect("etcd's own URL");
+        let store = Store::new(Client::new(config).expect("a client"), Clock::system());
+        let cluster = Self { etcd, store, tasks: JoinSet::new() };
+        cluster
+            .until("etcd answers", async || cluster.nodes().list(&Scope::All).await.is_ok())
+            .await;
+        Some(cluster)
+    }
+
+    /// Starts the controllers as the command line does.
+    pub(crate) async fn controllers(&self) -> controllers::Running {
+        let flags =
+            ["controllers", "--store", self.etcd.url(), "--node-monitor-grace-period", GRACE];
+        let config = Flags::try_parse_from(flags).expect("flags").config;
+        controllers::start(config).await.expect("the controllers start")
+    }
+
+    pub(crate) fn sets(&self) -> Api<ReplicaSet> {
+        self.store.api()
+    }
+
+    pub(crate) fn pods(&self) -> Api<Pod> {
+        self.store.api()
+    }
+
+    pub(crate) fn nodes(&self) -> Api<Node> {
+        self.store.api()
+    }
+
+    /// A node whose kubelet works until the handle is aborted.
+    pub(crate) async fn node(&mut self, name: &str) -> AbortHandle {
+        let ready = NodeCondition {
+            type_: "Ready".into(),
+            status: "True".into(),
+            ..NodeCondition::default()
+        };
+        let node = Node {
+            metadata: named("", name),
+            status: Some(NodeStatus { conditions: Some(vec![ready]), ..NodeStatus::default() }),
+            ..Node::default()
+        };
+        self.nodes().create(node).await.expect("a new node");
+        self.tasks.spawn(fake_kubelet(self.store.clone(), name.to_owned()))
+    }
+
+    /// A ReplicaSet `name` of that many pods labelled `app: <name>`.
+    pub(crate) async fn create_set(&self, name: &str, replicas: i32) {
+        let labels = app(name);
+        let set = ReplicaSet {
+            metadata: named("default", name),
+            spec: Some(ReplicaSetSpec {
+                replicas: Some(replicas),
+                selector: LabelSelector {
+                    match_labels: Some(labels.clone()),
+                    match_expressions: None,
+                },
+                template: Some(PodTemplateSpec {
+                    metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }),
+                    spec: Some(pod_spec()),
+                }),
+                ..ReplicaSetSpec::default()
+            }),
+            status: None,
+        };
+        self.sets().create(set).await.expect("a new ReplicaSet");
+    }
+
+    pub(crate) async fn scale(&self, name: &str, replicas: i32) {
+        self.sets()
+            .modify(&ObjectKey::namespaced("default", name), |set| {
+                set.spec.get_or_insert_default().replicas = Some(replicas);
+                Ok(())
+            })
+            .await
+            .expect("the ReplicaSet is scaled");
+    }
+
+    /// A pod that nobody owns.
+    pub(crate) async fn create_pod(&self, name: &str, labels: BTreeMap<String, String>) -> Pod {
+        let metadata = ObjectMeta { labels: Some(labels), ..named("default", name) };
+        let pod = Pod { metadata, spec: Some(pod_spec()), status: None };
+        self.pods().create(pod).await.expect("a new pod")
+    }
+
+    /// All pods, whatever their state.
+    pub(crate) async fn all_pods(&self) -> Vec<Pod> {
+        self.pods().list(&Scope::All).await.expect("etcd answers").items
+    }
+
+    /// The pods that run on each node; a pod that is bound nowhere, being deleted or not yet
+    /// running makes none.
+    pub(crate) async fn spread(&self) -> Option<BTreeMap<String, usize>> {
+        let mut spread = BTreeMap::new();
+        for pod in self.all_pods().await {
+            if pod.is_deleting() || phase(&pod) != "Running" {
+                return None;
+            }
+            *spread.entry(pod.node_name()?.to_owned()).or_default() += 1;
+        }
+        Some(spread)
+    }
+
+    /// Waits until exactly so many pods run on each node, and the set says how many it has.
+    pub(crate) async fn until_spread(&self, set: &str, expected: &[(&str, usize)]) {
+        let counts: BTreeMap<String, usize> =
+            expected.iter().map(|(node, count)| ((*node).to_owned(), *count)).collect();
+        let total: usize = counts.values().sum();
+        self.until(&format!("{set} is spread as {expected:?}"), async || {
+            self.spread().await.as_ref() == Some(&counts) && self.told(set).await == [total; 2]
+        })
+        .await;
+    }
+
+    /// Waits until there are exactly so many pods, all running, and the set says so.
+    pub(crate) async fn until_running(&self, set: &str, total: usize) {
+        self.until(&format!("{total} pods of {set} run"), async || {
+            let spread = self.spread().await;
+            spread.is_some_and(|spread| spread.values().sum::<usize>() == total)
+                && self.told(set).await == [total; 2]
+        })
+        .await;
+    }
+
+    /// How many pods the set says that it has, and that are available.
+    async fn told(&self, set: &str) -> [usize; 2] {
+        let set = self.sets().get(&ObjectKey::namespaced("default", set)).await;
+        let status = set.expect("the ReplicaSet is there").status.unwrap_or_default();
+        [status.replicas, status.available_replicas.unwrap_or(0)]
+            .map(|count| usize::try_from(count).expect("a count is not negative"))
+    }
+
+    /// Waits for a condition, and fails with what was waited for when it does not come about.
+    pub(crate) async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds().await {
+            assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Watches over a number of pods for a while, in which it must not be exceeded.
+    pub(crate) async fn never_more_pods_than(&self, max: usize, during: impl Future<Output = ()>) {
+        let mut watch = self.pods().watch(&Scope::All, None);
+        let look = async {
+            loop {
+                watch.next().await.expect("nothing is compacted");
+                let pods = self.all_pods().await;
+                let active = pods.iter().filter(|pod| !pod.is_deleting()).count();
+                assert!(active <= max, "{active} pods, {max} are wanted");
+            }
+        };
+        tokio::select! {
+            () = during => {}
+            () = look => {}
+        }
+    }
+}
+
+fn named(namespace: &str, name: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: (!namespace.is_empty()).then(|| namespace.to_owned()),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The labels `app: <name>`.
+pub(crate) fn app(name: &str) -> BTreeMap<String, String> {
+    [("app".to_owned(), name.to_owned())].into()
+}
+
+fn pod_spec() -> PodSpec {
+    let container = Container {
+        name: "main".into(),
+        image: Some("nginx:latest".into()),
+        ..Container::default()
+    };
+    PodSpec { containers: vec![container], ..PodSpec::default() }
+}
+
+fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+async fn fake_kubelet(store: Store, node: String) {
+    let pods = store.api::<Pod>();
+    let informer = Informer::new(pods.clone(), Scope::Node(node.clone()));
+    let cache = informer.cache();
+    let mut changes = cache.subscribe();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(informer.run(CancellationToken::new()));
+    tasks.spawn(heartbeat(store.api(), node));
+    loop {
+        // A pod that could not be written is met again at the next heartbeat.
+        let _ = timeout(HEARTBEAT, changes.next()).await;
+        for pod in cache.list() {
+            if pod.is_deleting() {
+                let _ = pods.finish_delete(&pod.key(), pod.uid()).await;
+            } else if phase(&pod) != "Running" {
+                let _ = pods.modify_status_from(&pod, report_running).await;
+            }
+        }
+    }
+}
+
+fn report_running(pod: &mut Pod) -> Result<(), Error> {
+    let status = pod.status.get_or_insert_default();
+    status.phase = Some("Running".into());
+    status.conditions.get_or_insert_default().push(PodCondition {
+        type_: "Ready".into(),
+        status: "True".into(),
+        ..PodCondition::default()
+    });
+    Ok(())
+}
+
+async fn heartbeat(leases: Api<Lease>, node: String) {
+    let key = ObjectKey::namespaced("kube-node-lease", &node);
+    loop {
+        let spec =
+            LeaseSpec { renew_time: Some(MicroTime(Timestamp::now())), ..LeaseSpec::default() };
+        let renewed = leases.modify(&key, |lease| {
+            lease.spec = Some(spec.clone());
+            Ok(())
+        });
+        if let Err(Error::NotFound { .. }) = renewed.await {
+            let lease = Lease { metadata: named("kube-node-lease", &node), spec: Some(spec) };
+            let _ = leases.create(lease).await;
+        }
+        sleep(HEARTBEAT).await;
+    }
+}
