@@ -45,7 +45,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::history::{AppliedHistory, History};
+pub(crate) use self::history::{History, ReadError};
 pub(crate) use self::hub::WatchHub;
 pub(crate) use self::stream::watch;
 
@@ -59,8 +59,6 @@ pub(crate) const MAX_PENDING_REVISIONS: usize = 1024;
 pub(crate) const MAX_PENDING_BYTES_PER_STREAM: usize = 4 << 20;
 /// Bytes of events that wait on this member; an event that waits for many watchers counts once.
 pub(crate) const MAX_PENDING_BYTES: usize = 64 << 20;
-/// Reads of history from the disk at one time, on this member; more of them wait.
-pub(crate) const MAX_DISK_READS: usize = 4;
 /// Bytes of events that are gathered into one response; a single revision may be larger.
 pub(crate) const MAX_RESPONSE_BYTES: usize = 512 << 10;
 /// Above this a response is cut for watches that asked for `fragment`: etcd's largest request and

@@ -1,6 +1,7 @@
 //! One client's watch stream: requests in, responses out, as etcd answers them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::error::Error;
 use std::future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,13 +14,12 @@ use store_proto::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest
 use store_proto::mvccpb::{self, event::EventType};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use super::history::History;
+use super::history::{History, ReadError};
 use super::hub::{Subscriptions, WatchHub};
 use super::inbox::{Interest, Work};
 use super::ranges::watched_range;
 use crate::RequestError;
-use crate::engine::EngineError;
-use crate::mvcc::{Failure, HistoryError, RevisionEvents};
+use crate::mvcc::RevisionEvents;
 
 /// The id of what belongs to no watcher: a refused create, an answered progress request.
 const NO_WATCH_ID: i64 = -1;
@@ -37,7 +37,7 @@ const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 ///
 /// # Errors
 /// [`RequestError::TooManyRequests`] when too many streams are open. The stream ends with
-/// [`Failure::Engine`] when the state cannot be read.
+/// [`RequestError::Stopped`] when the state cannot be read.
 pub(crate) fn watch<H, R, F, E>(
     hub: &Arc<WatchHub>,
     history: Arc<H>,
@@ -48,7 +48,7 @@ where
     H: History,
     R: Stream<Item = Result<WatchRequest, E>> + Send + 'static,
     F: Fn() -> ResponseHeader + Send + 'static,
-    E: From<Failure> + Send + 'static,
+    E: From<RequestError> + Send + 'static,
 {
     let period = hub.limits().progress_interval;
     let mut progress_tick = interval_at(Instant::now() + period, period);
@@ -104,7 +104,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
     ) -> Option<Result<WatchResponse, E>>
     where
         R: Stream<Item = Result<WatchRequest, E>>,
-        E: From<Failure>,
+        E: From<RequestError>,
     {
         loop {
             if let Some(response) = self.outbox.pop_front() {
@@ -118,7 +118,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
             if let Some(work) = self.subscriptions.fetch()
                 && let Err(error) = self.work(work).await
             {
-                return Some(Err(Failure::from(error).into()));
+                return Some(Err(error.into()));
             }
             self.answer_progress_request();
             let something_to_send = !self.outbox.is_empty();
@@ -149,19 +149,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
                 let created = self.create(&request);
                 self.outbox.push_back(created);
             }
-            Some(RequestUnion::CancelRequest(request)) => {
-                if self.forget(request.watch_id) {
-                    let header = self.header_at(self.current_revision());
-                    let watch_id = request.watch_id;
-                    let canceled = true;
-                    self.outbox.push_back(WatchResponse {
-                        header,
-                        watch_id,
-                        canceled,
-                        ..Default::default()
-                    });
-                }
-            }
+            Some(RequestUnion::CancelRequest(request)) => self.cancel(request.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => {
                 // Requests that wait share one answer, which must do for the latest of them.
                 self.progress_from = Some(self.current_revision());
@@ -228,12 +216,24 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
         self.next_watch_id - 1
     }
 
+    fn cancel(&mut self, watch_id: i64) {
+        if !self.forget(watch_id) {
+            return;
+        }
+        self.outbox.push_back(WatchResponse {
+            header: self.header_at(self.current_revision()),
+            watch_id,
+            canceled: true,
+            ..Default::default()
+        });
+    }
+
     fn forget(&mut self, watch_id: i64) -> bool {
         self.subscriptions.remove(watch_id);
         self.watches.remove(&watch_id).is_some()
     }
 
-    async fn work(&mut self, work: Work) -> Result<(), EngineError> {
+    async fn work(&mut self, work: Work) -> Result<(), RequestError> {
         match work {
             Work::Send { watch_id, revisions } => {
                 let revisions: Vec<_> = revisions.iter().map(|one| &one.revision).collect();
@@ -243,7 +243,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
         }
     }
 
-    async fn catch_up(&mut self, watch_id: i64, from: i64) -> Result<(), EngineError> {
+    async fn catch_up(&mut self, watch_id: i64, from: i64) -> Result<(), RequestError> {
         // Nothing that is published later is lost if history has nothing from here on: the watcher is
         // only moved to what had been published, and so was readable, before the read.
         let published = self.subscriptions.hub().published_revision();
@@ -255,23 +255,23 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
                 self.subscriptions.caught_up(watch_id, (last + 1).max(from));
                 Ok(())
             }
-            Err(HistoryError::Compacted { compact_revision }) => {
-                self.cancel_compacted(watch_id, compact_revision);
+            Err(ReadError::Compacted) => {
+                self.cancel_compacted(watch_id);
                 Ok(())
             }
-            Err(HistoryError::Engine(error)) => Err(error),
+            Err(ReadError::Failed(error)) => Err(give_up(&*error, from)),
         }
     }
 
     /// etcd's header here carries no revision, and a reason is not given.
-    fn cancel_compacted(&mut self, watch_id: i64, compact_revision: i64) {
+    fn cancel_compacted(&mut self, watch_id: i64) {
         self.forget(watch_id);
         self.outbox.push_back(WatchResponse {
             header: self.header_at(0),
             watch_id,
             canceled: true,
             // A negative start ends here without any compaction, and 1 is the first revision.
-            compact_revision: compact_revision.max(1),
+            compact_revision: self.history.compacted_revision().max(1),
             ..Default::default()
         });
     }
@@ -281,7 +281,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
         &mut self,
         watch_id: i64,
         revisions: &[&Arc<RevisionEvents>],
-    ) -> Result<(), EngineError> {
+    ) -> Result<(), RequestError> {
         let Some(watch) = self.watches.get_mut(&watch_id) else { return Ok(()) };
         let Some(interest) = self.subscriptions.interest(watch_id) else { return Ok(()) };
         let mut events: Vec<mvccpb::Event> = revisions
@@ -366,12 +366,21 @@ async fn receive<R: Stream>(requests: &mut Option<Pin<Box<R>>>) -> Option<R::Ite
 async fn previous<H: History>(
     history: &H,
     event: &mvccpb::Event,
-) -> Result<Option<mvccpb::KeyValue>, EngineError> {
+) -> Result<Option<mvccpb::KeyValue>, RequestError> {
     let Some(kv) = &event.kv else { return Ok(None) };
     if event.r#type() == EventType::Put && kv.create_revision == kv.mod_revision {
         return Ok(None);
     }
-    history.value_at(&kv.key, kv.mod_revision - 1).await
+    match history.value_at(&kv.key, kv.mod_revision - 1).await {
+        Ok(previous) => Ok(previous),
+        Err(ReadError::Compacted) => Ok(None),
+        Err(ReadError::Failed(error)) => Err(give_up(&*error, kv.mod_revision)),
+    }
+}
+
+fn give_up(error: &(dyn Error + Send + Sync + 'static), revision: i64) -> RequestError {
+    tracing::warn!(error, revision, "a watch stream ends: the history cannot be read");
+    RequestError::Stopped
 }
 
 /// Cuts a response into pieces below `max_bytes` of at least one event each; all but the last say that

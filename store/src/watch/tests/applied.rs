@@ -2,27 +2,56 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use openraft::EntryPayload;
 use proptest::prelude::*;
 use store_proto::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, PutRequest, ResponseHeader,
 };
-use store_proto::mvccpb::{Event, event::EventType};
+use store_proto::mvccpb::{Event, KeyValue, event::EventType};
 use store_proto::peer::{Command, command::Op};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Client, everything, from};
 use crate::engine::MemoryEngine;
-use crate::mvcc::{CompactStep, Limits, Mvcc};
+use crate::mvcc::{CompactStep, HistoryError, Limits, Mvcc, RevisionEvents};
 use crate::raft::types::{Batch, LogId};
-use crate::watch::{AppliedHistory, History as _, WatchHub, WatchLimits, watch};
+use crate::watch::{History, ReadError, WatchHub, WatchLimits, watch};
+
+/// Reads the state in place: an engine in memory does not block.
+struct Applied(Mvcc);
+
+impl History for Applied {
+    fn current_revision(&self) -> i64 {
+        self.0.current_revision()
+    }
+
+    fn compacted_revision(&self) -> i64 {
+        self.0.compacted_revision()
+    }
+
+    async fn read(
+        &self,
+        from: i64,
+        max_bytes: usize,
+    ) -> Result<Vec<Arc<RevisionEvents>>, ReadError> {
+        self.0.history(from, max_bytes).map_err(|error| match error {
+            HistoryError::Compacted { .. } => ReadError::Compacted,
+            HistoryError::Engine(error) => ReadError::Failed(error.into()),
+        })
+    }
+
+    async fn value_at(&self, key: &Bytes, revision: i64) -> Result<Option<KeyValue>, ReadError> {
+        self.0.value_at(key, revision).map_err(|error| ReadError::Failed(error.into()))
+    }
+}
 
 /// What a member does with its entries: apply, publish, and later write behind and compact.
 struct Member {
     mvcc: Mvcc,
     hub: Arc<WatchHub>,
-    history: Arc<AppliedHistory>,
+    history: Arc<Applied>,
     events: Vec<Event>,
 }
 
@@ -31,7 +60,7 @@ impl Member {
         let engine = Arc::new(MemoryEngine::default());
         let mvcc = Mvcc::open(engine, Limits { window_bytes }).unwrap();
         let hub = WatchHub::new(mvcc.current_revision(), limits);
-        let history = Arc::new(AppliedHistory::new(mvcc.clone()));
+        let history = Arc::new(Applied(mvcc.clone()));
         Self { mvcc, hub, history, events: Vec::new() }
     }
 

@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use store_proto::mvccpb::{Event, KeyValue, event::EventType};
 
 use crate::engine::EngineError;
-use crate::mvcc::{HistoryError, RevisionEvents};
-use crate::watch::History;
+use crate::mvcc::RevisionEvents;
+use crate::watch::{History, ReadError};
 
 #[derive(Debug, Default)]
 pub(super) struct FakeHistory(Mutex<State>);
@@ -102,10 +102,6 @@ impl FakeHistory {
         self.0.lock().failed = true;
     }
 
-    pub(super) fn compacted(&self) -> i64 {
-        self.0.lock().compacted
-    }
-
     /// All events from `from` on, compacted or not.
     pub(super) fn all_events(&self, from: i64) -> Vec<Event> {
         let state = self.0.lock();
@@ -119,17 +115,21 @@ impl History for FakeHistory {
         self.0.lock().current()
     }
 
+    fn compacted_revision(&self) -> i64 {
+        self.0.lock().compacted
+    }
+
     async fn read(
         &self,
         from: i64,
         max_bytes: usize,
-    ) -> Result<Vec<Arc<RevisionEvents>>, HistoryError> {
+    ) -> Result<Vec<Arc<RevisionEvents>>, ReadError> {
         let state = self.0.lock();
         if state.failed {
-            return Err(EngineError::Failed.into());
+            return Err(ReadError::Failed(EngineError::Failed.into()));
         }
         if from < state.compacted {
-            return Err(HistoryError::Compacted { compact_revision: state.compacted });
+            return Err(ReadError::Compacted);
         }
         let mut bytes = 0;
         let skipped = usize::try_from(from - 2).unwrap_or(0).min(state.revisions.len());
@@ -142,10 +142,10 @@ impl History for FakeHistory {
         Ok(fitting.cloned().collect())
     }
 
-    async fn value_at(&self, key: &Bytes, revision: i64) -> Result<Option<KeyValue>, EngineError> {
+    async fn value_at(&self, key: &Bytes, revision: i64) -> Result<Option<KeyValue>, ReadError> {
         let state = self.0.lock();
         if revision < state.compacted {
-            return Ok(None);
+            return Err(ReadError::Compacted);
         }
         Ok(state.last_of(key, revision).cloned())
     }

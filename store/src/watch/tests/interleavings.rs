@@ -167,7 +167,7 @@ impl Model {
             assert!(kv.mod_revision > seen.sent_through, "told to be sent already: {event:?}");
             assert!(kv.mod_revision <= revision);
             let previous = event.prev_kv.as_ref();
-            if seen.request.prev_kv && kv.mod_revision > history.compacted() {
+            if seen.request.prev_kv && kv.mod_revision > history.compacted_revision() {
                 let before = history.all_events(0);
                 let before = before.iter().rfind(|old| {
                     let old = old.kv.as_ref().unwrap();
@@ -278,7 +278,7 @@ async fn run(steps: Vec<Step>, limits: WatchLimits) {
             Step::Compact { behind } => {
                 // As in the store: never beyond what is there, never back.
                 let at = store.history.current_revision() - behind;
-                if at > store.history.compacted() {
+                if at > store.history.compacted_revision() {
                     store.history.compact(at);
                 }
             }

@@ -7,7 +7,6 @@ use store_proto::etcdserverpb::ResponseHeader;
 
 use super::{events, from, id, key, revision, store, store_with};
 use crate::RequestError;
-use crate::mvcc::Failure;
 use crate::watch::{History as _, MAX_RESPONSE_BYTES, WatchLimits, watch};
 
 #[tokio::test(start_paused = true)]
@@ -20,7 +19,7 @@ async fn watches_and_streams_have_limits() {
     let refused = client.created(key("a")).await;
     assert!(refused.canceled);
     assert_eq!(refused.cancel_reason, "etcdserver: too many requests");
-    let requests = futures::stream::empty::<Result<_, Failure>>();
+    let requests = futures::stream::empty::<Result<_, RequestError>>();
     let third = watch(&store.hub, Arc::clone(&store.history), requests, ResponseHeader::default);
     assert_eq!(third.err(), Some(RequestError::TooManyRequests));
     assert_eq!((store.hub.streams(), store.hub.watchers()), (2, 2));

@@ -23,7 +23,8 @@ use tokio::time::timeout;
 
 use self::history::FakeHistory;
 use super::{History as _, WatchHub, WatchLimits, watch};
-use crate::mvcc::{Failure, RevisionEvents};
+use crate::RequestError;
+use crate::mvcc::RevisionEvents;
 
 /// Longer than anything but a progress interval takes; the clock is the test's.
 const A_WHILE: Duration = Duration::from_secs(5);
@@ -34,8 +35,8 @@ struct Store {
 }
 
 struct Client {
-    requests: mpsc::Sender<Result<WatchRequest, Failure>>,
-    responses: Pin<Box<dyn Stream<Item = Result<WatchResponse, Failure>> + Send>>,
+    requests: mpsc::Sender<Result<WatchRequest, RequestError>>,
+    responses: Pin<Box<dyn Stream<Item = Result<WatchResponse, RequestError>> + Send>>,
 }
 
 fn store_with(limits: WatchLimits) -> Store {

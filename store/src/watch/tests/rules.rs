@@ -9,8 +9,6 @@ use tokio::time::timeout;
 
 use super::{A_WHILE, events, everything, from, id, key, revision, store, store_with};
 use crate::RequestError;
-use crate::engine::EngineError;
-use crate::mvcc::Failure;
 use crate::watch::WatchLimits;
 
 #[tokio::test(start_paused = true)]
@@ -375,9 +373,9 @@ async fn a_failed_request_ends_the_stream_with_its_error() {
     let store = store();
     let mut client = store.client();
     client.created(key("a")).await;
-    client.requests.try_send(Err(RequestError::NoLeader.into())).unwrap();
+    client.requests.try_send(Err(RequestError::NoLeader)).unwrap();
     let end = client.responses.next().await;
-    assert!(matches!(end, Some(Err(Failure::Request(RequestError::NoLeader)))), "{end:?}");
+    assert!(matches!(end, Some(Err(RequestError::NoLeader))), "{end:?}");
     assert!(client.responses.next().await.is_none());
     assert_eq!(store.hub.watchers(), 0);
 }
@@ -390,7 +388,7 @@ async fn a_state_that_cannot_be_read_ends_the_stream() {
     let mut client = store.client();
     client.created(from(2, key("a"))).await;
     let end = client.responses.next().await;
-    assert!(matches!(end, Some(Err(Failure::Engine(EngineError::Failed)))), "{end:?}");
+    assert!(matches!(end, Some(Err(RequestError::Stopped))), "{end:?}");
     assert!(client.responses.next().await.is_none());
     assert_eq!((store.hub.watchers(), store.hub.lagging_watchers()), (0, 0));
 }
