@@ -1,12 +1,29 @@
 //! The store: an etcd-compatible, Raft-replicated key-value store with revisions, watches and leases.
 
+mod config;
 mod engine;
 mod error;
+mod housekeeping;
+mod identity;
+mod leadership;
+mod lease_clock;
+mod leases;
+mod member;
 mod mvcc;
+mod proposals;
+mod proposer;
 mod raft;
+mod read_index;
+mod reads;
 mod rpc;
 mod snapshot;
+mod start;
+mod storage;
 mod wal;
 mod watch;
 
+pub use config::{Config, ConfigError};
 pub use error::RequestError;
+pub use identity::IdentityError;
+pub use start::{Error, Running, start};
+pub use storage::StorageError;

@@ -34,6 +34,8 @@ pub(crate) enum Outcome {
     Compaction(CompactionResponse),
     LeaseGrant(LeaseGrantResponse),
     LeaseRevoke(LeaseRevokeResponse),
+    /// A member's attributes are noted.
+    Publish,
 }
 
 /// What one entry came to.
@@ -102,6 +104,9 @@ impl Shared {
         if let Some(membership) = &entry.membership {
             state.membership = membership.clone();
         }
+        for member in &entry.members {
+            state.members.insert(member.member_id, member.clone());
+        }
         entry.revision = state.revision;
         state.pending.push(entry);
         Ok(Applied { results, revisions })
@@ -139,6 +144,10 @@ impl Shared {
                 self.apply_lease_revoke(request, entry).map(Outcome::LeaseRevoke)
             }
             // Skipping it would part this member from those that know it.
+            Some(Op::Publish(attributes)) => {
+                entry.members.push(attributes.clone());
+                Ok(Outcome::Publish)
+            }
             None => Err(Failure::Engine(EngineError::Entry {
                 index: entry.log_id.index(),
                 reason: "it holds a request that this version does not know".to_owned(),

@@ -8,6 +8,7 @@
 //! 0x04 revision     04                                         i64 BE: the current revision
 //! 0x05 compacted    05                                         i64 BE
 //! 0x06 lease        06 id:i64 BE                               i64 BE: the granted TTL in seconds
+//! 0x07 member       07 id:u64 BE                               peer.MemberAttributes
 //! 0x10 record       10 revision:i64 BE sub:i64 BE part:u16 BE  see `records`
 //! ```
 //! Revisions are positive, so the order of the keys is the order of the writes.
@@ -23,6 +24,7 @@ const MEMBERSHIP: u8 = 0x03;
 const REVISION: u8 = 0x04;
 const COMPACTED: u8 = 0x05;
 const LEASE: u8 = 0x06;
+const MEMBER: u8 = 0x07;
 const RECORD: u8 = 0x10;
 
 const RECORD_KEY_LEN: usize = 1 + 8 + 8 + 2;
@@ -36,6 +38,7 @@ pub(crate) enum Key {
     Revision,
     Compacted,
     Lease(i64),
+    Member(u64),
     Record { revision: Revision, part: u16 },
 }
 
@@ -55,6 +58,11 @@ impl Key {
             Self::Compacted => vec![COMPACTED],
             Self::Lease(id) => {
                 let mut key = vec![LEASE];
+                key.extend_from_slice(&id.to_be_bytes());
+                key
+            }
+            Self::Member(id) => {
+                let mut key = vec![MEMBER];
                 key.extend_from_slice(&id.to_be_bytes());
                 key
             }
@@ -79,6 +87,7 @@ impl Key {
             (REVISION, 0) => Self::Revision,
             (COMPACTED, 0) => Self::Compacted,
             (LEASE, 8) => Self::Lease(i64::from_be_bytes(rest.try_into().ok()?)),
+            (MEMBER, 8) => Self::Member(u64::from_be_bytes(rest.try_into().ok()?)),
             (RECORD, 18) => {
                 let main = i64::from_be_bytes(rest[..8].try_into().ok()?);
                 let sub = i64::from_be_bytes(rest[8..16].try_into().ok()?);
@@ -94,6 +103,11 @@ impl Key {
 /// Bounds that hold every lease.
 pub(crate) fn lease_bounds() -> (Vec<u8>, Vec<u8>) {
     (vec![LEASE], vec![LEASE + 1])
+}
+
+/// Bounds that hold every member's attributes.
+pub(crate) fn member_bounds() -> (Vec<u8>, Vec<u8>) {
+    (vec![MEMBER], vec![MEMBER + 1])
 }
 
 /// Bounds that hold every record from `from` on, below the revision `to_main`.

@@ -38,12 +38,14 @@ mod txn;
 mod window;
 mod write;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use store_proto::peer::MemberAttributes;
 
 pub(crate) use self::apply::{Applied, Outcome};
 pub(crate) use self::check::{MAX_TXN_OPS, check_delete_range, check_put, check_range, check_txn};
@@ -131,6 +133,8 @@ struct State {
     compacted: i64,
     applied: Option<LogId>,
     membership: StoredMembership,
+    /// What members told of themselves, by their ids.
+    members: BTreeMap<u64, MemberAttributes>,
     pending: Pending,
     /// What the engine has.
     persisted: Persisted,
@@ -162,6 +166,11 @@ impl Mvcc {
     pub(crate) fn applied(&self) -> (Option<LogId>, StoredMembership) {
         let state = self.shared.state.read();
         (state.applied, state.membership.clone())
+    }
+
+    /// What the members told of themselves, by their ids.
+    pub(crate) fn members(&self) -> BTreeMap<u64, MemberAttributes> {
+        self.shared.state.read().members.clone()
     }
 
     /// The last entry whose effects the engine has.

@@ -1,5 +1,6 @@
 //! Finding the state again in an engine.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use store_proto::mvccpb::Event;
 use store_proto::peer;
+use store_proto::peer::MemberAttributes;
 
 use super::index::{Index, Version};
 use super::keys::{self, FORMAT_VERSION, Key};
@@ -63,6 +65,7 @@ pub(super) fn load(engine: Arc<dyn Engine>, limits: Limits) -> Result<State, Eng
     let revision = load_number(&*engine, Key::Revision)?.unwrap_or(EMPTY_REVISION);
     let compacted = load_number(&*engine, Key::Compacted)?.unwrap_or(NEVER_COMPACTED);
     let mut leases = load_leases(&*engine)?;
+    let members = load_members(&*engine)?;
 
     let mut loading = Loading::new(compacted, limits);
     let mut failure = None;
@@ -96,6 +99,7 @@ pub(super) fn load(engine: Arc<dyn Engine>, limits: Limits) -> Result<State, Eng
         compacted,
         applied,
         membership,
+        members,
         pending: Pending::default(),
         persisted: Persisted { applied, revision, compacted },
     })
@@ -218,6 +222,23 @@ fn load_leases(engine: &dyn Engine) -> Result<LeaseTable, EngineError> {
         }
     })?;
     result.map(|()| leases)
+}
+
+fn load_members(engine: &dyn Engine) -> Result<BTreeMap<u64, MemberAttributes>, EngineError> {
+    let mut members = BTreeMap::new();
+    let mut result = Ok(());
+    let (start, end) = keys::member_bounds();
+    engine.scan(&start..&end, &mut |_, value| match MemberAttributes::decode(value) {
+        Ok(member) => {
+            members.insert(member.member_id, member);
+            ControlFlow::Continue(())
+        }
+        Err(error) => {
+            result = Err(unreadable("member", &error));
+            ControlFlow::Break(())
+        }
+    })?;
+    result.map(|()| members)
 }
 
 fn number(bytes: &[u8]) -> Result<i64, EngineError> {

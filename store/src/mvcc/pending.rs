@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use prost::Message as _;
+use store_proto::peer::MemberAttributes;
 
 use super::keys::Key;
 use super::revision::{Revision, RevisionEvents};
@@ -30,6 +31,8 @@ pub(super) struct PendingEntry {
     pub(super) leases: Vec<(i64, Option<i64>)>,
     pub(super) compacted: Option<i64>,
     pub(super) membership: Option<StoredMembership>,
+    /// What members told of themselves.
+    pub(super) members: Vec<MemberAttributes>,
 }
 
 impl PendingEntry {
@@ -41,6 +44,7 @@ impl PendingEntry {
             leases: Vec::new(),
             compacted: None,
             membership: None,
+            members: Vec::new(),
         }
     }
 
@@ -67,6 +71,9 @@ impl PendingEntry {
         if let Some(membership) = &self.membership {
             put_membership(batch, membership);
         }
+        for member in &self.members {
+            put_member(batch, member);
+        }
     }
 }
 
@@ -81,6 +88,10 @@ pub(super) fn put_compacted(batch: &mut WriteBatch, compacted: i64) {
 pub(super) fn put_membership(batch: &mut WriteBatch, membership: &StoredMembership) {
     let membership = codec::stored_membership_to_proto(membership);
     batch.put(Key::Membership.encode(), membership.encode_to_vec());
+}
+
+pub(super) fn put_member(batch: &mut WriteBatch, member: &MemberAttributes) {
+    batch.put(Key::Member(member.member_id).encode(), member.encode_to_vec());
 }
 
 pub(super) fn put_applied(batch: &mut WriteBatch, log_id: &LogId, revision: i64) {

@@ -1,1 +1,104 @@
-//! The faces of the store.
+//! The faces of a member: etcd's gRPC services, their JSON gateway and the health endpoints, all on
+//! the client port; the peer protocol on a port of its own.
+//!
+//! Nothing here decides anything: a handler checks the shape of a request, calls
+//! [`crate::member::Member`] and completes the header.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::get;
+use store_proto::etcdserverpb::cluster_server::ClusterServer as ClusterService;
+use store_proto::etcdserverpb::kv_server::KvServer as KvService;
+use store_proto::etcdserverpb::lease_server::LeaseServer as LeaseService;
+use store_proto::etcdserverpb::maintenance_server::MaintenanceServer as MaintenanceService;
+use store_proto::etcdserverpb::watch_server::WatchServer as WatchService;
+use store_proto::peer::peer_server::PeerServer as PeerService;
+use tonic::service::Routes;
+
+use crate::member::Member;
+use crate::raft::network::PEER_MESSAGE_BYTES;
+use crate::raft::peer_service::PeerServer;
+
+mod cluster;
+mod gateway;
+mod kv;
+mod lease;
+mod maintenance;
+pub(crate) mod serve;
+mod watch;
+
+/// The version of etcd whose API is spoken. Clients compare its digits.
+pub(crate) const ETCD_VERSION: &str = "3.5.21";
+const ETCD_CLUSTER_VERSION: &str = "3.5.0";
+
+/// gRPC's own framing and fields around a request of the largest size.
+const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
+
+/// What clients reach.
+pub(crate) fn client_router(member: &Arc<Member>) -> Router {
+    let max_bytes = member.max_request_bytes + GRPC_OVERHEAD_BYTES;
+    let kv = KvService::new(kv::KvServer(Arc::clone(member)));
+    let watch = WatchService::new(watch::WatchServer(Arc::clone(member)));
+    let lease = LeaseService::new(lease::LeaseServer(Arc::clone(member)));
+    let cluster = ClusterService::new(cluster::ClusterServer(Arc::clone(member)));
+    let maintenance = MaintenanceService::new(maintenance::MaintenanceServer(Arc::clone(member)));
+    let health = {
+        let member = Arc::clone(member);
+        get(move || health(Arc::clone(&member)))
+    };
+    Routes::new(kv.max_decoding_message_size(max_bytes))
+        .add_service(watch.max_decoding_message_size(max_bytes))
+        .add_service(lease)
+        .add_service(cluster)
+        .add_service(maintenance)
+        .into_axum_router()
+        .merge(gateway::router(member))
+        .route("/health", health)
+        .route("/version", get(version))
+        .fallback(unknown_path)
+}
+
+/// What the other members reach.
+pub(crate) fn peer_router(member: &Arc<Member>) -> Router {
+    let peer = PeerService::new(PeerServer::new(Arc::clone(member)))
+        .max_decoding_message_size(PEER_MESSAGE_BYTES)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES);
+    Routes::new(peer).into_axum_router()
+}
+
+/// Healthy is a member through which a linearizable read goes, as with etcd.
+async fn health(member: Arc<Member>) -> Response {
+    let (status, body) = match member.linearize().await {
+        Ok(()) => (StatusCode::OK, serde_json::json!({"health": "true", "reason": ""})),
+        Err(error) => {
+            let body = serde_json::json!({"health": "false", "reason": error.to_string()});
+            (StatusCode::SERVICE_UNAVAILABLE, body)
+        }
+    };
+    json(status, &body)
+}
+
+async fn version() -> Response {
+    let body = serde_json::json!({
+        "etcdserver": ETCD_VERSION,
+        "etcdcluster": ETCD_CLUSTER_VERSION,
+    });
+    json(StatusCode::OK, &body)
+}
+
+fn json(status: StatusCode, body: &serde_json::Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+}
+
+/// A gRPC client hears "unimplemented" in its own language, everybody else a 404.
+async fn unknown_path(request: Request<Body>) -> Response {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
+        return tonic::Status::unimplemented("unknown service or method").into_http();
+    }
+    (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
+}

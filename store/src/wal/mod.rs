@@ -90,6 +90,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use crate::raft::types::{LogId, Vote};
 
+pub(crate) use self::files::DiskDir;
 use self::files::LogDir;
 use self::index::Index;
 pub(crate) use self::index::{Stored, read_entries};

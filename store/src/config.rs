@@ -1,0 +1,253 @@
+//! What one member is started with: etcd's flag names, wherever etcd has one.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+/// Flags of one store member.
+#[derive(Args, Clone, Debug)]
+pub struct Config {
+    /// Name of this member; it must be one of those in --initial-cluster.
+    #[arg(long, default_value = "default")]
+    pub name: String,
+
+    /// Directory that holds the log, the state and the snapshots of this member.
+    #[arg(long, default_value = "default.miniku")]
+    pub data_dir: PathBuf,
+
+    /// Where to listen for clients (gRPC and JSON).
+    #[arg(long, default_value = "http://127.0.0.1:2379", value_name = "URL")]
+    pub listen_client_urls: String,
+
+    /// Where clients reach this member, if that is not where it listens.
+    #[arg(long, value_name = "URL[,URL]")]
+    pub advertise_client_urls: Option<String>,
+
+    /// Where to listen for the other members.
+    #[arg(long, default_value = "http://127.0.0.1:2380", value_name = "URL")]
+    pub listen_peer_urls: String,
+
+    /// Where the other members reach this one, if that is not where it listens.
+    #[arg(long, value_name = "URL")]
+    pub initial_advertise_peer_urls: Option<String>,
+
+    /// All members of the cluster at its first start [default: this one alone].
+    #[arg(long, value_name = "NAME=URL[,NAME=URL]")]
+    pub initial_cluster: Option<String>,
+
+    /// Tells clusters apart: members with another token are strangers.
+    #[arg(long, default_value = "miniku-cluster")]
+    pub initial_cluster_token: String,
+
+    /// Milliseconds between two heartbeats of the leader.
+    #[arg(long, default_value_t = 100, value_name = "MS")]
+    pub heartbeat_interval: u64,
+
+    /// Milliseconds after which a silent leader is given up, at the latest.
+    #[arg(long, default_value_t = 600, value_name = "MS")]
+    pub election_timeout: u64,
+
+    /// Largest request from a client, in bytes.
+    #[arg(long, default_value_t = 1_572_864, value_name = "BYTES")]
+    pub max_request_bytes: usize,
+
+    /// Writes that may wait for an answer at once; more are refused with "too many requests".
+    #[arg(long, default_value_t = 16_384, value_name = "N")]
+    pub max_proposals: usize,
+
+    /// Log bytes after which a snapshot is taken and the log behind it removed.
+    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
+    pub snapshot_log_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        /// Only what it takes to let clap fill in the defaults that the flags declare.
+        #[derive(clap::Parser)]
+        struct Defaults {
+            #[command(flatten)]
+            config: Config,
+        }
+        <Defaults as clap::Parser>::parse_from(["store"]).config
+    }
+}
+
+/// A flag whose value cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A listening URL that is not `http://IP:PORT`.
+    #[error("--{flag}: `{value}` is not of the form http://IP:PORT")]
+    Url {
+        /// The flag's name.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+    },
+    /// A part of --initial-cluster that is not `NAME=URL`.
+    #[error("--initial-cluster: `{0}` is not of the form NAME=URL")]
+    InitialCluster(String),
+    /// The same name twice in --initial-cluster with different meaning, or the same URL.
+    #[error("--initial-cluster: `{0}` is given twice")]
+    Duplicate(String),
+    /// --initial-cluster does not hold --name.
+    #[error("--name: `{0}` is not one of the members in --initial-cluster")]
+    NotInCluster(String),
+    /// Heartbeats must be several times more frequent than elections.
+    #[error(
+        "--election-timeout: {election_ms} ms must be at least five heartbeats of {heartbeat_ms} ms"
+    )]
+    Timing {
+        /// As given.
+        heartbeat_ms: u64,
+        /// As given.
+        election_ms: u64,
+    },
+}
+
+/// A member as the first start of a cluster names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InitialMember {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    pub(crate) peer_urls: Vec<String>,
+}
+
+/// The flags of [`Config`], checked and read.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) member_id: u64,
+    pub(crate) cluster_id: u64,
+    pub(crate) listen_client: SocketAddr,
+    pub(crate) listen_peer: SocketAddr,
+    pub(crate) initial_members: Vec<InitialMember>,
+}
+
+impl Config {
+    /// How long a request may take before it is answered with a timeout: etcd's 5 s and two
+    /// elections on top.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        Duration::from_secs(5) + 2 * Duration::from_millis(self.election_timeout)
+    }
+
+    /// The addresses that the member list shows to clients; `bound` stands for what was asked of
+    /// the system, so that port 0 works.
+    pub(crate) fn client_urls(&self, bound: SocketAddr) -> Vec<String> {
+        match &self.advertise_client_urls {
+            Some(urls) => urls.split(',').map(|url| url.trim().to_owned()).collect(),
+            None => vec![format!("http://{bound}")],
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<Settings, ConfigError> {
+        if self.election_timeout < 5 * self.heartbeat_interval || self.heartbeat_interval == 0 {
+            return Err(ConfigError::Timing {
+                heartbeat_ms: self.heartbeat_interval,
+                election_ms: self.election_timeout,
+            });
+        }
+        let listen_client = socket_addr("listen-client-urls", &self.listen_client_urls)?;
+        let listen_peer = socket_addr("listen-peer-urls", &self.listen_peer_urls)?;
+        let initial_members = self.initial_members()?;
+        let member_id = initial_members
+            .iter()
+            .find(|member| member.name == self.name)
+            .ok_or_else(|| ConfigError::NotInCluster(self.name.clone()))?
+            .id;
+        let ids: Vec<String> =
+            initial_members.iter().map(|member| format!("{:x}", member.id)).collect();
+        let cluster_id = stable_hash(&[&self.initial_cluster_token, &ids.join(",")]);
+        Ok(Settings { member_id, cluster_id, listen_client, listen_peer, initial_members })
+    }
+
+    fn initial_members(&self) -> Result<Vec<InitialMember>, ConfigError> {
+        let text = match (&self.initial_cluster, &self.initial_advertise_peer_urls) {
+            (Some(text), _) => text.clone(),
+            (None, Some(url)) => format!("{}={url}", self.name),
+            (None, None) => format!("{}={}", self.name, self.listen_peer_urls),
+        };
+        let mut urls_by_name: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let Some((name, url)) = part.split_once('=') else {
+                return Err(ConfigError::InitialCluster(part.to_owned()));
+            };
+            if name.is_empty() || !url.starts_with("http://") {
+                return Err(ConfigError::InitialCluster(part.to_owned()));
+            }
+            if urls_by_name.values().flatten().any(|known| known == url) {
+                return Err(ConfigError::Duplicate(url.to_owned()));
+            }
+            urls_by_name.entry(name.to_owned()).or_default().push(url.to_owned());
+        }
+        let token = &self.initial_cluster_token;
+        let member = |(name, mut peer_urls): (String, Vec<String>)| {
+            peer_urls.sort();
+            let id = stable_hash(&[token, &name, &peer_urls.join(",")]);
+            InitialMember { id, name, peer_urls }
+        };
+        Ok(urls_by_name.into_iter().map(member).collect())
+    }
+}
+
+/// The same number for the same words on every machine and in every version (FNV-1a); never 0,
+/// which stands for "nobody".
+fn stable_hash(words: &[&str]) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in words.iter().flat_map(|word| word.bytes().chain([0])) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash.max(1)
+}
+
+fn socket_addr(flag: &'static str, url: &str) -> Result<SocketAddr, ConfigError> {
+    let error = || ConfigError::Url { flag, value: url.to_owned() };
+    let rest = url.strip_prefix("http://").ok_or_else(error)?.trim_end_matches('/');
+    rest.replace("localhost", "127.0.0.1").parse().map_err(|_| error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three() -> Config {
+        let cluster = "n1=http://127.0.0.1:1,n2=http://127.0.0.1:2,n3=http://127.0.0.1:3";
+        Config { name: "n2".into(), initial_cluster: Some(cluster.into()), ..Config::default() }
+    }
+
+    #[test]
+    fn members_get_the_same_ids_on_every_member() {
+        let second = three().check().unwrap();
+        let third = Config { name: "n3".into(), ..three() }.check().unwrap();
+        assert_eq!(second.initial_members, third.initial_members);
+        assert_eq!(second.cluster_id, third.cluster_id);
+        assert_ne!(second.member_id, third.member_id);
+    }
+
+    #[test]
+    fn another_token_is_another_cluster() {
+        let other = Config { initial_cluster_token: "other".into(), ..three() };
+        assert_ne!(other.check().unwrap().cluster_id, three().check().unwrap().cluster_id);
+    }
+
+    #[test]
+    fn bad_flags_are_named() {
+        let cases = [
+            (Config { name: "n9".into(), ..three() }, "--name: `n9`"),
+            (Config { initial_cluster: Some("n2".into()), ..three() }, "--initial-cluster: `n2`"),
+            (Config { initial_cluster: Some("n2=ftp://x".into()), ..three() }, "`n2=ftp://x`"),
+            (
+                Config { initial_cluster: Some("n1=http://a:1,n2=http://a:1".into()), ..three() },
+                "`http://a:1` is given twice",
+            ),
+            (Config { listen_client_urls: "2379".into(), ..three() }, "--listen-client-urls"),
+            (Config { listen_peer_urls: "http://host".into(), ..three() }, "--listen-peer-urls"),
+            (Config { election_timeout: 100, ..three() }, "--election-timeout"),
+        ];
+        for (config, expected) in cases {
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(expected), "{error} should name {expected}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a member does for its disk besides serving: state is written behind, compacted and
+//! snapshotted, and a log that fails ends the member.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::member::Member;
+use crate::mvcc::{CompactStep, Mvcc};
+use crate::raft::log_store::LogStore;
+use crate::raft::snapshot_transfer::blocking;
+use crate::reads::Reads;
+
+/// Between two looks at what is to be written behind.
+const WRITE_BEHIND_INTERVAL: Duration = Duration::from_millis(50);
+/// Between two times that the state is flushed and the log told about it.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(2);
+const COMPACTION_INTERVAL: Duration = Duration::from_millis(100);
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Hands applied entries to the engine, a batch at a time. Ends when the engine fails.
+pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore) {
+    let mut interval = tokio::time::interval(WRITE_BEHIND_INTERVAL);
+    let mut next_checkpoint = Instant::now() + CHECKPOINT_INTERVAL;
+    loop {
+        interval.tick().await;
+        let writing = mvcc.clone();
+        let written = blocking(move || {
+            while !writing.write_behind().map_err(std::io::Error::other)?.is_idle {}
+            Ok(())
+        });
+        if let Err(error) = written.await {
+            tracing::error!(%error, "the state cannot be written");
+            return;
+        }
+        if Instant::now() >= next_checkpoint {
+            checkpoint(&mvcc, &log).await;
+            next_checkpoint = Instant::now() + CHECKPOINT_INTERVAL;
+        }
+    }
+}
+
+/// Makes the state durable as far as it is applied and notes that in the log: an engine that comes
+/// back with less has lost data and is rebuilt.
+pub(crate) async fn checkpoint(mvcc: &Mvcc, log: &LogStore) {
+    let flushing = mvcc.clone();
+    let flushed = blocking(move || flushing.flush().map_err(std::io::Error::other)).await;
+    match flushed {
+        Ok(Some(applied)) => {
+            if let Err(error) = log.note_checkpoint(applied).await {
+                tracing::error!(%error, "the log cannot note a checkpoint");
+            }
+        }
+        Ok(None) => {}
+        Err(error) => tracing::error!(%error, "the state cannot be flushed"),
+    }
+}
+
+/// Removes what compactions left behind, in small steps. Ends when the engine fails.
+pub(crate) async fn compact(mvcc: Mvcc) {
+    let mut interval = tokio::time::interval(COMPACTION_INTERVAL);
+    loop {
+        interval.tick().await;
+        let compacting = mvcc.clone();
+        let steps = blocking(move || {
+            while compacting.compact_step().map_err(std::io::Error::other)? == CompactStep::More {}
+            Ok(())
+        });
+        if let Err(error) = steps.await {
+            tracing::error!(%error, "the state cannot be compacted");
+            return;
+        }
+    }
+}
+
+/// Takes a snapshot whenever the log has outgrown the last one by `log_bytes`. Never ends.
+pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64) {
+    let mut interval = tokio::time::interval(SNAPSHOT_INTERVAL);
+    let mut covered_bytes = 0;
+    loop {
+        interval.tick().await;
+        let applied = *member.applied_index.borrow();
+        let purgeable_bytes = log.purgeable_bytes(applied);
+        // Purging makes the log shorter than it was when the last snapshot was taken.
+        covered_bytes = purgeable_bytes.min(covered_bytes);
+        if purgeable_bytes - covered_bytes < log_bytes {
+            continue;
+        }
+        tracing::info!(index = applied, "the log has outgrown the last snapshot");
+        if member.raft.trigger().snapshot().await.is_ok() {
+            covered_bytes = purgeable_bytes;
+        }
+    }
+}
+
+/// Ends when the state turns out to be unreadable.
+pub(crate) async fn state_failure(state: Reads) {
+    let error = state.broken().await;
+    tracing::error!(%error, "the state cannot be read");
+}
+
+/// Ends when the log can no longer be written: nothing may be acknowledged then.
+pub(crate) async fn log_failure(log: LogStore) {
+    let error = log.failed().await;
+    tracing::error!(%error, "the log cannot be written");
+}

@@ -1,0 +1,316 @@
+//! Writes that wait for their answer, and the one rule by which they may be sent again.
+//!
+//! A member hands a write to the leader and forgets how it got there: the answer comes from its own
+//! apply loop, where every member sees every entry. So an answer is never lost with a leader, and
+//! whoever reads from this member afterwards sees the write.
+//!
+//! A write is sent to the leader of one term only, and only that leader, in that term, may take it
+//! into its log. That makes "may I send it again?" decidable:
+//!
+//! | what is known                                             | then                          |
+//! |-----------------------------------------------------------|-------------------------------|
+//! | the leader refused it, or could not be reached at all     | send it again                 |
+//! | it was sent in term 4, and an entry of term 5 was applied | it is not in the log: again   |
+//! | it was sent in term 4, and a snapshot was installed       | unknown: answered as timeout  |
+//! | anything else                                             | wait for apply, or time out   |
+//!
+//! The second row is the Raft paper's leader completeness (§5.4): the log of the leader of term 5
+//! holds all that was ever committed in term 4 before its own first entry, and this member has
+//! applied up to there without meeting the write.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prost::Message as _;
+use store_proto::peer::{Command, command};
+use tokio::sync::{Notify, oneshot};
+
+use crate::error::RequestError;
+use crate::mvcc::Outcome;
+
+/// Writes that share one log entry, at most.
+const BATCH_COMMANDS: usize = 1024;
+/// Bytes that share one log entry, unless a single write is larger.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// What a write comes to.
+pub(crate) type Answer = Result<Outcome, RequestError>;
+
+/// All writes of this member's clients that have no answer yet.
+pub(crate) struct Proposals {
+    waiting: Mutex<Waiting>,
+    queued: Notify,
+    limit: usize,
+}
+
+struct Waiting {
+    next_id: u64,
+    by_id: HashMap<u64, Proposal>,
+    /// Those that are to be sent, oldest first. An id without a proposal has been given up.
+    queue: VecDeque<u64>,
+}
+
+struct Proposal {
+    command: Command,
+    answer: oneshot::Sender<Answer>,
+    /// The term to whose leader it was sent.
+    sent_in: Option<u64>,
+}
+
+impl Proposals {
+    /// `first_id` must differ from run to run and from member to member: it is random. At most
+    /// `limit` writes wait at once.
+    pub(crate) fn new(first_id: u64, limit: usize) -> Self {
+        let waiting = Waiting { next_id: first_id, by_id: HashMap::new(), queue: VecDeque::new() };
+        Self { waiting: Mutex::new(waiting), queued: Notify::new(), limit }
+    }
+
+    /// Has `op` carried out by the cluster. An error of [`RequestError::Timeout`] leaves open
+    /// whether it was or will be; [`RequestError::NoLeader`] says that it was not and will not.
+    pub(crate) async fn propose(self: &Arc<Self>, op: command::Op, timeout: Duration) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let id = {
+            let mut waiting = self.waiting.lock();
+            if waiting.by_id.len() >= self.limit {
+                return Err(RequestError::TooManyRequests);
+            }
+            let id = waiting.next_id;
+            waiting.next_id = id.wrapping_add(1);
+            let command = Command { id, op: Some(op) };
+            waiting.by_id.insert(id, Proposal { command, answer, sent_in: None });
+            waiting.queue.push_back(id);
+            id
+        };
+        self.queued.notify_one();
+        // Whoever goes away takes its proposal along, so that nothing is sent for nobody.
+        let _entry = RemoveOnDrop { proposals: self, id };
+        match tokio::time::timeout(timeout, answered).await {
+            Ok(answer) => answer.unwrap_or(Err(RequestError::Stopped)),
+            Err(_) => Err(self.reason_for_timeout(id)),
+        }
+    }
+
+    fn reason_for_timeout(&self, id: u64) -> RequestError {
+        match self.waiting.lock().by_id.get(&id) {
+            Some(proposal) if proposal.sent_in.is_none() => RequestError::NoLeader,
+            _ => RequestError::Timeout,
+        }
+    }
+
+    /// Waits until there is something to send.
+    pub(crate) async fn any_queued(&self) {
+        loop {
+            let queued = self.queued.notified();
+            if !self.waiting.lock().queue.is_empty() {
+                return;
+            }
+            queued.await;
+        }
+    }
+
+    /// The next writes for one log entry, marked as sent to the leader of `term`. May be empty.
+    pub(crate) fn next_batch(&self, term: u64) -> Vec<Command> {
+        let mut waiting = self.waiting.lock();
+        let waiting = &mut *waiting;
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while let Some(id) = waiting.queue.front() {
+            if let Some(proposal) = waiting.by_id.get_mut(id) {
+                bytes += proposal.command.encoded_len();
+                if batch.len() == BATCH_COMMANDS || (bytes > BATCH_BYTES && !batch.is_empty()) {
+                    break;
+                }
+                proposal.sent_in = Some(term);
+                batch.push(proposal.command.clone());
+            }
+            waiting.queue.pop_front();
+        }
+        batch
+    }
+
+    /// These were certainly not taken into any log: they are sent again.
+    pub(crate) fn refused(&self, ids: &[u64]) {
+        self.send_again(ids.iter().copied());
+    }
+
+    /// The first entry of `term` is about to be applied: whatever was sent in an earlier term and
+    /// is still waiting is in no log.
+    pub(crate) fn term_began(&self, term: u64) {
+        let mut lost: Vec<u64> = {
+            let waiting = self.waiting.lock();
+            let sent_before = |proposal: &Proposal| proposal.sent_in.is_some_and(|t| t < term);
+            waiting.by_id.iter().filter(|(_, p)| sent_before(p)).map(|(id, _)| *id).collect()
+        };
+        lost.sort_unstable();
+        if !lost.is_empty() {
+            tracing::info!(term, count = lost.len(), "sending writes again to the new leader");
+        }
+        self.send_again(lost.into_iter());
+    }
+
+    fn send_again(&self, ids: impl DoubleEndedIterator<Item = u64>) {
+        let mut waiting = self.waiting.lock();
+        for id in ids.rev() {
+            if let Some(proposal) = waiting.by_id.get_mut(&id) {
+                proposal.sent_in = None;
+                waiting.queue.push_front(id);
+            }
+        }
+        drop(waiting);
+        self.queued.notify_one();
+    }
+
+    /// The state jumped ahead over entries that this member never saw one by one: what was sent
+    /// before may be among them.
+    pub(crate) fn state_replaced(&self) {
+        let mut waiting = self.waiting.lock();
+        let sent: Vec<u64> =
+            waiting.by_id.iter().filter(|(_, p)| p.sent_in.is_some()).map(|(id, _)| *id).collect();
+        for id in sent {
+            if let Some(proposal) = waiting.by_id.remove(&id) {
+                // The asker may have gone away already.
+                let _ = proposal.answer.send(Err(RequestError::Timeout));
+            }
+        }
+    }
+
+    /// A write was applied; if it is one of this member's, its client gets the answer.
+    pub(crate) fn answer(&self, id: u64, answer: Answer) {
+        let proposal = self.waiting.lock().by_id.remove(&id);
+        if let Some(proposal) = proposal {
+            // The asker may have gone away in this very moment.
+            let _ = proposal.answer.send(answer);
+        }
+    }
+}
+
+struct RemoveOnDrop<'a> {
+    proposals: &'a Proposals,
+    id: u64,
+}
+
+impl Drop for RemoveOnDrop<'_> {
+    fn drop(&mut self) {
+        self.proposals.waiting.lock().by_id.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use store_proto::etcdserverpb::{PutRequest, PutResponse};
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(7);
+
+    fn put(key: &'static str) -> command::Op {
+        command::Op::Put(PutRequest { key: key.into(), ..PutRequest::default() })
+    }
+
+    fn done() -> Answer {
+        Ok(Outcome::Put(PutResponse::default()))
+    }
+
+    /// A proposal under way, polled once so that it is in the table.
+    fn start(proposals: &Arc<Proposals>, key: &'static str) -> tokio::task::JoinHandle<Answer> {
+        let proposals = Arc::clone(proposals);
+        tokio::task::spawn(async move { proposals.propose(put(key), TIMEOUT).await })
+    }
+
+    fn ids(batch: &[Command]) -> Vec<u64> {
+        batch.iter().map(|command| command.id).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_reaches_whoever_asked() {
+        let proposals = Arc::new(Proposals::new(10, 100));
+        let asked = start(&proposals, "a");
+        proposals.any_queued().await;
+        assert_eq!(ids(&proposals.next_batch(1)), [10]);
+        proposals.answer(99, done());
+        proposals.answer(10, done());
+        assert!(asked.await.unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_earlier_leader_lost_is_sent_again_in_order_and_once() {
+        let proposals = Arc::new(Proposals::new(10, 100));
+        let tasks: Vec<_> = ["a", "b", "c"].map(|key| start(&proposals, key)).into();
+        tokio::task::yield_now().await;
+        assert_eq!(ids(&proposals.next_batch(4)), [10, 11, 12]);
+        proposals.answer(11, done());
+        proposals.term_began(4);
+        assert!(proposals.next_batch(4).is_empty(), "term 4 may still commit them");
+        proposals.term_began(5);
+        assert_eq!(ids(&proposals.next_batch(5)), [10, 12]);
+        proposals.term_began(5);
+        assert!(proposals.next_batch(5).is_empty());
+        for id in [10, 12] {
+            proposals.answer(id, done());
+        }
+        for task in tasks {
+            assert!(task.await.unwrap().is_ok());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_snapshot_nothing_that_was_sent_is_sent_again() {
+        let proposals = Arc::new(Proposals::new(10, 100));
+        let sent = start(&proposals, "sent");
+        tokio::task::yield_now().await;
+        assert_eq!(proposals.next_batch(4).len(), 1);
+        let queued = start(&proposals, "queued");
+        tokio::task::yield_now().await;
+        proposals.state_replaced();
+        proposals.term_began(5);
+        assert_eq!(sent.await.unwrap().unwrap_err(), RequestError::Timeout);
+        assert_eq!(ids(&proposals.next_batch(5)), [11]);
+        proposals.answer(11, done());
+        assert!(queued.await.unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timeout_says_whether_it_may_have_been_carried_out() {
+        let proposals = Arc::new(Proposals::new(10, 100));
+        let (sent, unsent) = (start(&proposals, "sent"), start(&proposals, "unsent"));
+        tokio::task::yield_now().await;
+        proposals.next_batch(4);
+        proposals.refused(&[11]);
+        assert_eq!(sent.await.unwrap().unwrap_err(), RequestError::Timeout);
+        assert_eq!(unsent.await.unwrap().unwrap_err(), RequestError::NoLeader);
+        assert!(proposals.next_batch(5).is_empty(), "what nobody waits for is not sent");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_than_the_limit_is_refused() {
+        let proposals = Arc::new(Proposals::new(10, 1));
+        let first = start(&proposals, "a");
+        tokio::task::yield_now().await;
+        let refused = proposals.propose(put("b"), TIMEOUT).await;
+        assert_eq!(refused.unwrap_err(), RequestError::TooManyRequests);
+        first.abort();
+        let _ = first.await;
+        let next = start(&proposals, "c");
+        tokio::task::yield_now().await;
+        assert_eq!(ids(&proposals.next_batch(1)), [11]);
+        next.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_batch_is_bounded_in_bytes_but_takes_one_large_write() {
+        let proposals = Arc::new(Proposals::new(0, 100));
+        let large = |bytes: usize| {
+            let value = vec![0; bytes].into();
+            command::Op::Put(PutRequest { key: "k".into(), value, ..PutRequest::default() })
+        };
+        for op in [large(BATCH_BYTES + 1), large(BATCH_BYTES / 2), large(BATCH_BYTES / 2)] {
+            let proposals = Arc::clone(&proposals);
+            tokio::task::spawn(async move { proposals.propose(op, TIMEOUT).await });
+        }
+        tokio::task::yield_now().await;
+        let sizes: Vec<usize> = (0..3).map(|_| proposals.next_batch(1).len()).collect();
+        assert_eq!(sizes, [1, 1, 1]);
+    }
+}

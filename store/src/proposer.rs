@@ -1,0 +1,96 @@
+//! Takes waiting writes to the leader, a batch at a time.
+//!
+//! A few batches are under way at once: while one is being synced to the logs the next one fills,
+//! so that batches grow with the load and a lone write waits for nobody.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::errors::ClientWriteError;
+use openraft::impls::ProgressResponder;
+use store_proto::peer;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::leadership::Leadership;
+use crate::member::Member;
+use crate::raft::network::never_sent;
+use crate::raft::types::Batch;
+
+/// Batches under way at once.
+const BATCHES_IN_FLIGHT: usize = 4;
+/// After the leader refused or could not be reached, how long until the next try.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Submitted {
+    /// It is in the log, or may be: the answers come from the apply loop, or a new term shows that
+    /// it is not.
+    Taken,
+    /// It is certainly in no log.
+    Refused,
+}
+
+/// Sends what waits in the member's proposals. Never ends.
+pub(crate) async fn run(member: Arc<Member>) {
+    let slots = Arc::new(Semaphore::new(BATCHES_IN_FLIGHT));
+    let mut under_way = JoinSet::new();
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+        while under_way.try_join_next().is_some() {}
+        member.proposals.any_queued().await;
+        let (term, leader) = member.wait_for_leader().await;
+        let commands = member.proposals.next_batch(term);
+        if commands.is_empty() {
+            continue;
+        }
+        let member = Arc::clone(&member);
+        under_way.spawn(async move {
+            let ids: Vec<u64> = commands.iter().map(|command| command.id).collect();
+            let batch = Batch::new(commands);
+            let submitted = if leader == member.id {
+                lead(&member, term, batch).await
+            } else {
+                forward(&member, term, leader, batch).await
+            };
+            if submitted == Submitted::Refused {
+                tokio::time::sleep(RETRY_PAUSE).await;
+                member.proposals.refused(&ids);
+            }
+            drop(slot);
+        });
+    }
+}
+
+/// Takes `batch` into the log if this member is the leader of `term`.
+pub(crate) async fn lead(member: &Member, term: u64, batch: Batch) -> Submitted {
+    let (responder, completed) = ProgressResponder::complete_only();
+    let written = member.raft.write(batch).with_leader(term).responder(responder).await;
+    if written.is_err() {
+        // The Raft core has stopped, and with it this process will.
+        return Submitted::Taken;
+    }
+    match completed.await {
+        Ok(Err(ClientWriteError::ForwardToLeader(_))) => Submitted::Refused,
+        _ => Submitted::Taken,
+    }
+}
+
+async fn forward(member: &Member, term: u64, leader: u64, batch: Batch) -> Submitted {
+    let Some(mut peer) = member.peer(leader) else { return Submitted::Refused };
+    let request = peer::ProposeRequest { term, batch: batch.encoded().clone() };
+    let mut leadership = member.leadership.clone();
+    let expected = Leadership { term, leader: Some(leader) };
+    tokio::select! {
+        // A leader that hangs must not hold a slot any longer than it leads.
+        _ = leadership.wait_for(|now| *now != expected) => Submitted::Taken,
+        response = tokio::time::timeout(member.request_timeout, peer.propose(request)) => {
+            match response {
+                Ok(Ok(response)) if !response.get_ref().accepted => Submitted::Refused,
+                Ok(Err(status)) if never_sent(&status) => Submitted::Refused,
+                _ => Submitted::Taken,
+            }
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! How a member reaches the others: the calling side of the peer protocol.
+//!
+//! Every call has a deadline. Heartbeats, log entries and snapshots travel on connections of their
+//! own, so that a bulk of data never holds up the sign of life. A peer that cannot be reached is an
+//! error, also for a pre-vote: silence is not consent.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RaftNetworkFactory,
+};
+use openraft::raft::{
+    AppendEntriesRequest, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use store_proto::peer;
+use store_proto::peer::append_entries_response::Result as AppendResult;
+use store_proto::peer::peer_client::PeerClient;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use super::codec;
+use super::snapshot_transfer::SnapshotFile;
+use super::types::{MemberNode, TypeConfig, Vote};
+
+/// The largest message between members: a full replication message and a large request on top.
+pub(crate) const PEER_MESSAGE_BYTES: usize = 64 << 20;
+/// Says which cluster the caller belongs to.
+pub(crate) const CLUSTER_ID_HEADER: &str = "miniku-cluster-id";
+/// Says which member the caller believes to reach.
+pub(crate) const MEMBER_ID_HEADER: &str = "miniku-member-id";
+
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// A peer that answers no ping for this long is given up, and the calls to it fail.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two tries to reach a peer that is down: short, because one that comes back should be
+/// caught up with at once, and a refused connection costs nothing.
+const UNREACHABLE_BACKOFF: Duration = Duration::from_millis(100);
+const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
+const SNAPSHOT_CHUNKS_AHEAD: usize = 4;
+/// For a whole snapshot; its own chunks keep the connection visibly alive.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A client of one peer.
+pub(crate) type Peer = PeerClient<InterceptedService<Channel, Introduce>>;
+
+/// Tells the other side who is meant, so that an address that changed hands is noticed.
+#[derive(Clone)]
+pub(crate) struct Introduce {
+    cluster_id: MetadataValue<Ascii>,
+    member_id: MetadataValue<Ascii>,
+}
+
+impl Interceptor for Introduce {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(CLUSTER_ID_HEADER, self.cluster_id.clone());
+        request.metadata_mut().insert(MEMBER_ID_HEADER, self.member_id.clone());
+        Ok(request)
+    }
+}
+
+/// Makes connections to peers; they are opened at the first call and again after they broke.
+#[derive(Clone)]
+pub(crate) struct Network {
+    cluster_id: u64,
+}
+
+impl Network {
+    pub(crate) fn new(cluster_id: u64) -> Self {
+        Self { cluster_id }
+    }
+
+    /// A client of `node`, or `None` when its address cannot be used.
+    pub(crate) fn peer(&self, id: u64, node: &MemberNode) -> Option<Peer> {
+        let endpoint = Endpoint::from_shared(node.peer_urls.first()?.clone()).ok()?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(16 << 20)
+            .connect_lazy();
+        let introduce = Introduce { cluster_id: self.cluster_id.into(), member_id: id.into() };
+        let client = PeerClient::with_interceptor(channel, introduce)
+            .max_decoding_message_size(PEER_MESSAGE_BYTES)
+            .max_encoding_message_size(PEER_MESSAGE_BYTES);
+        Some(client)
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = PeerNetwork;
+
+    async fn new_client(&mut self, target: u64, node: &MemberNode) -> PeerNetwork {
+        PeerNetwork { peer: self.peer(target, node), target }
+    }
+}
+
+/// One connection to one peer, as openraft uses it.
+pub(crate) struct PeerNetwork {
+    peer: Option<Peer>,
+    target: u64,
+}
+
+impl PeerNetwork {
+    fn peer(&self) -> Result<Peer, Unreachable<TypeConfig>> {
+        let no_address = || format!("member {:x} has no usable peer URL", self.target);
+        self.peer.clone().ok_or_else(|| Unreachable::from_string(no_address()))
+    }
+}
+
+fn unreachable(status: &Status) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(status))
+}
+
+fn broken(reason: impl ToString) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::from_string(reason))
+}
+
+/// One call with a deadline. Running over it makes the peer count as unreachable.
+async fn call<T>(
+    deadline: Duration,
+    rpc: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, RPCError<TypeConfig>> {
+    match tokio::time::timeout(deadline, rpc).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(unreachable(&status)),
+        Err(_) => Err(RPCError::Unreachable(Unreachable::from_string("no answer in time"))),
+    }
+}
+
+impl NetBackoff<TypeConfig> for PeerNetwork {
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(UNREACHABLE_BACKOFF)))
+    }
+}
+
+impl NetStreamAppend<TypeConfig> for PeerNetwork {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<
+            BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
+            RPCError<TypeConfig>,
+        >,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let mut peer = self.peer()?;
+            let responses =
+                call(option.hard_ttl(), peer.append_entries(input.map(append_to_proto))).await?;
+            let results = responses.map(|response| match response {
+                Ok(response) => append_result(&response),
+                Err(status) => Err(unreachable(&status)),
+            });
+            Ok(results.boxed())
+        })
+    }
+}
+
+fn append_to_proto(request: AppendEntriesRequest<TypeConfig>) -> peer::AppendEntriesRequest {
+    peer::AppendEntriesRequest {
+        vote: Some(codec::vote_to_proto(&request.vote)),
+        prev_log_id: request.prev_log_id.as_ref().map(codec::log_id_to_proto),
+        leader_commit: request.leader_commit.as_ref().map(codec::log_id_to_proto),
+        entries: request.entries.iter().map(codec::entry_to_proto).collect(),
+    }
+}
+
+fn append_result(
+    response: &peer::AppendEntriesResponse,
+) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
+    match &response.result {
+        Some(AppendResult::Matching(matching)) => {
+            Ok(Ok(matching.log_id.as_ref().map(codec::log_id_from_proto)))
+        }
+        Some(AppendResult::Conflict(id)) => {
+            Ok(Err(StreamAppendError::Conflict(codec::log_id_from_proto(id))))
+        }
+        Some(AppendResult::HigherVote(vote)) => {
+            Ok(Err(StreamAppendError::HigherVote(codec::vote_from_proto(vote))))
+        }
+        None => Err(broken("an answer to AppendEntries says nothing")),
+    }
+}
+
+impl PeerNetwork {
+    async fn ask_for_vote(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        pre_vote: bool,
+        option: &RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = peer::VoteRequest {
+            vote: Some(codec::vote_to_proto(&request.vote)),
+            last_log_id: request.last_log_id.as_ref().map(codec::log_id_to_proto),
+            pre_vote,
+            leader_transfer: request.leadership_transfer,
+        };
+        let response = call(option.hard_ttl(), self.peer()?.vote(message)).await?;
+        let vote = response.vote.ok_or_else(|| broken("an answer to Vote says nothing"))?;
+        Ok(VoteResponse {
+            vote: codec::vote_from_proto(&vote),
+            vote_granted: response.granted,
+            last_log_id: response.last_log_id.as_ref().map(codec::log_id_from_proto),
+        })
+    }
+}
+
+impl NetVote<TypeConfig> for PeerNetwork {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_for_vote(request, false, &option).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_for_vote(request, true, &option).await
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for PeerNetwork {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = peer::TransferLeaderRequest {
+            from_leader: Some(codec::vote_to_proto(request.from_leader())),
+            to_node: *request.to_node_id(),
+            last_log_id: request.last_log_id().map(codec::log_id_to_proto),
+        };
+        let response = call(option.hard_ttl(), self.peer()?.transfer_leader(message)).await?;
+        if response.accepted { Ok(Ok(())) } else { Err(broken("the transfer was refused")) }
+    }
+}
+
+impl NetSnapshot<TypeConfig> for PeerNetwork {
+    type SnapshotData = SnapshotFile;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let head = peer::SnapshotHead {
+            vote: Some(codec::vote_to_proto(&vote)),
+            last_log_id: snapshot.meta.last_log_id.as_ref().map(codec::log_id_to_proto),
+            membership: Some(codec::stored_membership_to_proto(&snapshot.meta.last_membership)),
+        };
+        let chunks = snapshot.snapshot.chunks(SNAPSHOT_CHUNK_BYTES).await.map_err(|error| {
+            StreamingError::Unreachable(Unreachable::from_string(format!(
+                "the snapshot to be sent cannot be read: {error}"
+            )))
+        })?;
+        tokio::select! {
+            vote = send_snapshot(self.peer()?, head, chunks) => Ok(SnapshotResponse::new(vote?)),
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
+    }
+}
+
+/// Streams a snapshot, a few chunks ahead of the peer at the most. A chunk that cannot be read ends
+/// the stream early; the peer then finds the file incomplete and refuses it.
+async fn send_snapshot(
+    mut peer: Peer,
+    head: peer::SnapshotHead,
+    mut chunks: BoxStream<'static, io::Result<Bytes>>,
+) -> Result<Vote, StreamingError<TypeConfig>> {
+    let (sender, messages) = mpsc::channel(SNAPSHOT_CHUNKS_AHEAD);
+    let pump = async move {
+        let mut message = peer::SnapshotChunk { head: Some(head), data: Bytes::new() };
+        while sender.send(message).await.is_ok() {
+            let Some(Ok(data)) = chunks.next().await else { return };
+            message = peer::SnapshotChunk { head: None, data };
+        }
+    };
+    let sending = call(SNAPSHOT_TIMEOUT, peer.install_snapshot(ReceiverStream::new(messages)));
+    let ((), response) = tokio::join!(pump, sending);
+    let vote = response?.vote.ok_or_else(|| broken("an answer to InstallSnapshot says nothing"))?;
+    Ok(codec::vote_from_proto(&vote))
+}
+
+/// Whether a call certainly never reached the peer: no connection could be made.
+pub(crate) fn never_sent(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}

@@ -1,0 +1,222 @@
+//! What a member answers to the others: the serving side of the peer protocol.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt as _};
+use openraft::SnapshotMeta;
+use openraft::raft::{
+    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest,
+};
+use openraft::storage::Snapshot;
+use store_proto::peer;
+use store_proto::peer::append_entries_response::{Matching, Result as AppendResult};
+use store_proto::peer::peer_server::Peer as PeerService;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::codec;
+use super::network::{CLUSTER_ID_HEADER, MEMBER_ID_HEADER};
+use super::snapshot_transfer::IncomingSnapshot;
+use super::types::{Batch, TypeConfig};
+use crate::member::Member;
+use crate::proposer::{self, Submitted};
+
+/// Answers other members on behalf of this one.
+#[derive(Clone)]
+pub(crate) struct PeerServer {
+    member: Arc<Member>,
+}
+
+impl PeerServer {
+    pub(crate) fn new(member: Arc<Member>) -> Self {
+        Self { member }
+    }
+
+    /// Refuses callers that mean another cluster or another member.
+    fn check_meant<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let named = |header| {
+            request
+                .metadata()
+                .get(header)
+                .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
+        };
+        if named(CLUSTER_ID_HEADER) != Some(self.member.cluster_id) {
+            return Err(Status::failed_precondition("this is a member of another cluster"));
+        }
+        if named(MEMBER_ID_HEADER) != Some(self.member.id) {
+            return Err(Status::failed_precondition("this is another member"));
+        }
+        Ok(())
+    }
+}
+
+fn missing(field: &'static str) -> Status {
+    Status::invalid_argument(codec::CodecError::Missing(field).to_string())
+}
+
+fn stopped(reason: impl ToString) -> Status {
+    Status::unavailable(reason.to_string())
+}
+
+fn append_from_proto(
+    request: peer::AppendEntriesRequest,
+) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+    let vote = request.vote.ok_or_else(|| missing("vote"))?;
+    let entries = request
+        .entries
+        .into_iter()
+        .map(codec::entry_from_proto)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    Ok(AppendEntriesRequest {
+        vote: codec::vote_from_proto(&vote),
+        prev_log_id: request.prev_log_id.as_ref().map(codec::log_id_from_proto),
+        leader_commit: request.leader_commit.as_ref().map(codec::log_id_from_proto),
+        entries,
+    })
+}
+
+fn append_result(result: &StreamAppendResult<TypeConfig>) -> peer::AppendEntriesResponse {
+    let result = match result {
+        Ok(matching) => AppendResult::Matching(Matching {
+            log_id: matching.as_ref().map(codec::log_id_to_proto),
+        }),
+        Err(StreamAppendError::Conflict(log_id)) => {
+            AppendResult::Conflict(codec::log_id_to_proto(log_id))
+        }
+        Err(StreamAppendError::HigherVote(vote)) => {
+            AppendResult::HigherVote(codec::vote_to_proto(vote))
+        }
+    };
+    peer::AppendEntriesResponse { result: Some(result) }
+}
+
+#[tonic::async_trait]
+impl PeerService for PeerServer {
+    type AppendEntriesStream =
+        Pin<Box<dyn Stream<Item = Result<peer::AppendEntriesResponse, Status>> + Send>>;
+
+    async fn append_entries(
+        &self,
+        request: Request<Streaming<peer::AppendEntriesRequest>>,
+    ) -> Result<Response<Self::AppendEntriesStream>, Status> {
+        self.check_meant(&request)?;
+        // A message that cannot be read ends the stream; the leader starts another.
+        let requests = request.into_inner().scan((), |(), message| {
+            let request = message.and_then(append_from_proto);
+            if let Err(status) = &request {
+                tracing::debug!(%status, "a stream of log entries from the leader ended");
+            }
+            std::future::ready(request.ok())
+        });
+        let results = self.member.raft.stream_append(requests).map(|result| match result {
+            Ok(result) => Ok(append_result(&result)),
+            Err(fatal) => Err(stopped(fatal)),
+        });
+        Ok(Response::new(results.boxed()))
+    }
+
+    async fn vote(
+        &self,
+        request: Request<peer::VoteRequest>,
+    ) -> Result<Response<peer::VoteResponse>, Status> {
+        self.check_meant(&request)?;
+        let request = request.into_inner();
+        let vote = request.vote.ok_or_else(|| missing("vote"))?;
+        let rpc = VoteRequest {
+            vote: codec::vote_from_proto(&vote),
+            last_log_id: request.last_log_id.as_ref().map(codec::log_id_from_proto),
+            leadership_transfer: request.leader_transfer,
+        };
+        let response = if request.pre_vote {
+            self.member.raft.pre_vote(rpc).await
+        } else {
+            self.member.raft.vote(rpc).await
+        };
+        let response = response.map_err(stopped)?;
+        Ok(Response::new(peer::VoteResponse {
+            vote: Some(codec::vote_to_proto(&response.vote)),
+            granted: response.vote_granted,
+            last_log_id: response.last_log_id.as_ref().map(codec::log_id_to_proto),
+        }))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<peer::SnapshotChunk>>,
+    ) -> Result<Response<peer::SnapshotInstalled>, Status> {
+        self.check_meant(&request)?;
+        let mut chunks = request.into_inner();
+        let head = chunks.message().await?.and_then(|chunk| chunk.head);
+        let head = head.ok_or_else(|| missing("head"))?;
+        let vote = codec::vote_from_proto(&head.vote.ok_or_else(|| missing("head.vote"))?);
+        let last_membership =
+            codec::stored_membership_from_proto(head.membership.unwrap_or_default())
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let last_log_id = head.last_log_id.as_ref().map(codec::log_id_from_proto);
+
+        let failed = |error: std::io::Error| Status::internal(error.to_string());
+        let mut incoming = IncomingSnapshot::create(&self.member.snapshot_dir, rand::random())
+            .await
+            .map_err(failed)?;
+        while let Some(chunk) = chunks.message().await? {
+            incoming.write(chunk.data).await.map_err(failed)?;
+        }
+        let file = incoming.finish().await.map_err(failed)?;
+        let snapshot =
+            Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: file };
+        let response =
+            self.member.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        Ok(Response::new(peer::SnapshotInstalled {
+            vote: Some(codec::vote_to_proto(&response.vote)),
+        }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<peer::TransferLeaderRequest>,
+    ) -> Result<Response<peer::TransferLeaderResponse>, Status> {
+        self.check_meant(&request)?;
+        let request = request.into_inner();
+        let from = request.from_leader.ok_or_else(|| missing("from_leader"))?;
+        let rpc = TransferLeaderRequest::new(
+            codec::vote_from_proto(&from),
+            request.to_node,
+            request.last_log_id.as_ref().map(codec::log_id_from_proto),
+        );
+        let accepted = self.member.raft.handle_transfer_leader(rpc).await.map_err(stopped)?.is_ok();
+        Ok(Response::new(peer::TransferLeaderResponse { accepted }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<peer::ProposeRequest>,
+    ) -> Result<Response<peer::ProposeResponse>, Status> {
+        self.check_meant(&request)?;
+        let request = request.into_inner();
+        let batch = Batch::decode(request.batch)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let submitted = proposer::lead(&self.member, request.term, batch).await;
+        Ok(Response::new(peer::ProposeResponse { accepted: submitted == Submitted::Taken }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<peer::ReadIndexRequest>,
+    ) -> Result<Response<peer::ReadIndexResponse>, Status> {
+        self.check_meant(&request)?;
+        let index = self.member.confirm_as_leader().await;
+        let index = index.ok_or_else(|| Status::unavailable("leadership is not confirmed"))?;
+        Ok(Response::new(peer::ReadIndexResponse { index }))
+    }
+
+    async fn lease_remaining(
+        &self,
+        request: Request<peer::LeaseRemainingRequest>,
+    ) -> Result<Response<peer::LeaseRemainingResponse>, Status> {
+        self.check_meant(&request)?;
+        let request = request.into_inner();
+        let remaining = self.member.lease_remaining_as_leader(request.id, request.renew).await?;
+        Ok(Response::new(remaining))
+    }
+}

@@ -1,0 +1,87 @@
+//! The applied state for async code: from memory at once where that suffices, else off the
+//! runtime's threads.
+//!
+//! A state that cannot be read is damaged or gone. The request is answered as by a member that
+//! stops, and the member does stop: [`Reads::broken`] tells.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use store_proto::etcdserverpb::{RangeRequest, RangeResponse};
+use tokio::sync::Notify;
+
+use crate::engine::EngineError;
+use crate::error::RequestError;
+use crate::mvcc::{Failure, HashKv, Mvcc};
+
+/// Reads one state.
+#[derive(Clone)]
+pub(crate) struct Reads {
+    mvcc: Mvcc,
+    broken: Arc<Broken>,
+}
+
+#[derive(Default)]
+struct Broken {
+    error: Mutex<Option<EngineError>>,
+    noticed: Notify,
+}
+
+impl Reads {
+    pub(crate) fn new(mvcc: Mvcc) -> Self {
+        Self { mvcc, broken: Arc::default() }
+    }
+
+    /// etcd's Range.
+    pub(crate) async fn range(
+        &self,
+        request: &RangeRequest,
+    ) -> Result<RangeResponse, RequestError> {
+        if let Some(response) = self.mvcc.range_cached(request) {
+            return response;
+        }
+        let request = request.clone();
+        self.off_runtime(move |mvcc| mvcc.range(&request)).await
+    }
+
+    /// The hash of everything up to `revision`; 0 is the current one.
+    pub(crate) async fn hash(&self, revision: i64) -> Result<HashKv, RequestError> {
+        self.off_runtime(move |mvcc| mvcc.hash(revision)).await
+    }
+
+    /// Waits until a read has found the state unreadable.
+    pub(crate) async fn broken(&self) -> EngineError {
+        loop {
+            let noticed = self.broken.noticed.notified();
+            if let Some(error) = self.broken.error.lock().take() {
+                return error;
+            }
+            noticed.await;
+        }
+    }
+
+    async fn off_runtime<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Mvcc) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let mvcc = self.mvcc.clone();
+        match tokio::task::spawn_blocking(move || read(&mvcc)).await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(failure)) => Err(self.refuse(failure)),
+            // It panicked, or the runtime is shutting down.
+            Err(_) => Err(RequestError::Stopped),
+        }
+    }
+
+    /// What a client hears of `failure`. If it is the state's, it is noted.
+    pub(crate) fn refuse(&self, failure: Failure) -> RequestError {
+        match failure {
+            Failure::Request(refused) => refused,
+            Failure::Engine(error) => {
+                *self.broken.error.lock() = Some(error);
+                self.broken.noticed.notify_one();
+                RequestError::Stopped
+            }
+        }
+    }
+}
