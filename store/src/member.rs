@@ -23,7 +23,7 @@ use crate::raft::state_machine::StateMachine;
 use crate::raft::types::{MemberNode, StoredMembership, TypeConfig};
 use crate::read_index::ReadIndex;
 use crate::reads::Reads;
-use crate::watch::{AppliedHistory, WatchHub};
+use crate::watch::WatchHub;
 
 /// openraft with our state machine.
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -40,7 +40,6 @@ pub(crate) struct Member {
     pub(crate) raft: Raft,
     pub(crate) mvcc: Mvcc,
     pub(crate) state: Reads,
-    pub(crate) history: Arc<AppliedHistory>,
     pub(crate) hub: Arc<WatchHub>,
     pub(crate) proposals: Arc<Proposals>,
     pub(crate) reads: ReadIndex,

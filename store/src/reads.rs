@@ -6,13 +6,16 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use store_proto::etcdserverpb::{RangeRequest, RangeResponse};
+use store_proto::mvccpb::KeyValue;
 use tokio::sync::Notify;
 
 use crate::engine::EngineError;
 use crate::error::RequestError;
-use crate::mvcc::{Failure, HashKv, Mvcc};
+use crate::mvcc::{Failure, HashKv, HistoryError, Mvcc, RevisionEvents};
+use crate::watch::{History, ReadError};
 
 /// Reads one state.
 #[derive(Clone)]
@@ -67,21 +70,56 @@ impl Reads {
         let mvcc = self.mvcc.clone();
         match tokio::task::spawn_blocking(move || read(&mvcc)).await {
             Ok(Ok(found)) => Ok(found),
-            Ok(Err(failure)) => Err(self.refuse(failure)),
+            Ok(Err(Failure::Request(refused))) => Err(refused),
+            Ok(Err(Failure::Engine(error))) => Err(self.give_up(error)),
             // It panicked, or the runtime is shutting down.
             Err(_) => Err(RequestError::Stopped),
         }
     }
 
-    /// What a client hears of `failure`. If it is the state's, it is noted.
-    pub(crate) fn refuse(&self, failure: Failure) -> RequestError {
-        match failure {
-            Failure::Request(refused) => refused,
-            Failure::Engine(error) => {
-                *self.broken.error.lock() = Some(error);
-                self.broken.noticed.notify_one();
-                RequestError::Stopped
+    fn give_up(&self, error: EngineError) -> RequestError {
+        *self.broken.error.lock() = Some(error);
+        self.broken.noticed.notify_one();
+        RequestError::Stopped
+    }
+}
+
+impl History for Reads {
+    fn current_revision(&self) -> i64 {
+        self.mvcc.current_revision()
+    }
+
+    fn compacted_revision(&self) -> i64 {
+        self.mvcc.compacted_revision()
+    }
+
+    async fn read(
+        &self,
+        from: i64,
+        max_bytes: usize,
+    ) -> Result<Vec<Arc<RevisionEvents>>, ReadError> {
+        let history = match self.mvcc.try_history(from, max_bytes) {
+            Some(history) => history,
+            None => {
+                let mvcc = self.mvcc.clone();
+                tokio::task::spawn_blocking(move || mvcc.history(from, max_bytes))
+                    .await
+                    .map_err(|error| ReadError::Failed(error.into()))?
             }
+        };
+        history.map_err(|error| match error {
+            HistoryError::Compacted { .. } => ReadError::Compacted,
+            HistoryError::Engine(error) => ReadError::Failed(self.give_up(error).into()),
+        })
+    }
+
+    async fn value_at(&self, key: &Bytes, revision: i64) -> Result<Option<KeyValue>, ReadError> {
+        if let Some(value) = self.mvcc.try_value_at(key, revision) {
+            return Ok(value);
         }
+        let key = key.clone();
+        self.off_runtime(move |mvcc| Ok(mvcc.value_at(&key, revision)?))
+            .await
+            .map_err(|error| ReadError::Failed(error.into()))
     }
 }

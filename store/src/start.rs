@@ -29,7 +29,7 @@ use crate::raft::types::MemberNode;
 use crate::read_index::ReadIndex;
 use crate::reads::Reads;
 use crate::rpc;
-use crate::watch::{AppliedHistory, WatchHub, WatchLimits};
+use crate::watch::{WatchHub, WatchLimits};
 use crate::{housekeeping, leases, proposer, read_index, storage};
 
 /// Entries that stay in the log behind a snapshot, for followers that are a little behind.
@@ -268,7 +268,6 @@ async fn assemble(
         max_request_bytes: config.max_request_bytes,
         raft,
         state: Reads::new(mvcc.clone()),
-        history: Arc::new(AppliedHistory::new(mvcc.clone())),
         mvcc,
         hub,
         proposals,

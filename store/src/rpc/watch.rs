@@ -9,7 +9,6 @@ use store_proto::etcdserverpb::{WatchRequest, WatchResponse};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::member::Member;
-use crate::mvcc::Failure;
 use crate::watch::watch;
 
 /// Answers the Watch service on behalf of a member.
@@ -23,30 +22,9 @@ impl WatchServer {
         requests: impl Stream<Item = Result<WatchRequest, Status>> + Send + 'static,
     ) -> Result<<Self as Watch>::WatchStream, Status> {
         let member = Arc::clone(&self.0);
-        let header = move || member.header();
-        let history = Arc::clone(&self.0.history);
-        let requests = requests.map(|request| request.map_err(End::Client));
-        let responses = watch(&self.0.hub, history, requests, header)?;
-        let state = self.0.state.clone();
-        let responses = responses.map(move |response| {
-            response.map_err(|end| match end {
-                End::Client(status) => status,
-                End::State(failure) => state.refuse(failure).into(),
-            })
-        });
+        let history = Arc::new(self.0.state.clone());
+        let responses = watch(&self.0.hub, history, requests, move || member.header())?;
         Ok(responses.boxed())
-    }
-}
-
-/// Why a stream of watches ends early.
-enum End {
-    Client(Status),
-    State(Failure),
-}
-
-impl From<Failure> for End {
-    fn from(failure: Failure) -> Self {
-        Self::State(failure)
     }
 }
 
