@@ -11,6 +11,7 @@ use store_client::mvccpb::KeyValue;
 use store_client::{Client, request};
 use uuid::Uuid;
 
+use crate::fence;
 use crate::lifecycle::{self, Step};
 use crate::{Clock, Error, Object, ObjectKey, Scope, WatchStream};
 
@@ -435,9 +436,7 @@ impl<K: Object> Api<K> {
     ///
     /// A swap whose answer is lost is sent again: it compares the mod revision, so it takes place
     /// once. If the compare fails then, what is there tells whether that was our own doing: our
-    /// very bytes, which hold a uid. (One thing cannot be told: an object that was created and
-    /// whose creation's answer was lost, deleted by somebody within the same second, is created
-    /// again.)
+    /// very bytes, which hold a uid. A creation has a [`fence`] besides.
     async fn swap(
         &self,
         key: &ObjectKey,
@@ -460,15 +459,19 @@ impl<K: Object> Api<K> {
         if let (Some(new), Some(value)) = (new_copy, &value) {
             success.push(request::put_op(new, value.clone()));
         }
+        let revision = before.map_or(0, Object::revision);
+        let created = after.filter(|_| before.is_none()).map(Object::uid);
+        let mut compare = vec![request::mod_revision_is(store_key.clone(), revision)];
+        compare.extend(created.map(fence::is_open));
         let txn = TxnRequest {
-            compare: vec![request::mod_revision_is(
-                store_key.clone(),
-                before.map_or(0, Object::revision),
-            )],
+            compare,
             success,
             failure: vec![request::range_op(request::key(store_key))],
         };
         let (response, repeated) = self.store.client.txn_guarded(txn).await?;
+        if let Some(uid) = created.filter(|_| repeated) {
+            fence::put_up(&self.store.client, uid).await?;
+        }
         if response.succeeded {
             return Ok(Swap::Done(response.header.unwrap_or_default().revision));
         }

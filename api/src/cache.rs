@@ -69,7 +69,8 @@ pub struct Change<K> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice<K> {
     /// Look at everything in the cache, and at everything you remember: the first notice after
-    /// the cache is filled, and the one for a subscriber who fell far behind.
+    /// the cache is filled, and the one for a subscriber who fell far behind. Changes up to this
+    /// moment are not told one by one.
     Resync,
     /// These objects changed.
     Changed(Vec<Change<K>>),
@@ -98,6 +99,7 @@ impl<K> Subscription<K> {
             {
                 let mut pending = self.inbox.pending.lock();
                 if std::mem::take(&mut pending.resync) {
+                    pending.changes.clear();
                     return Some(Notice::Resync);
                 }
                 if !pending.changes.is_empty() {
@@ -446,8 +448,10 @@ mod tests {
         for i in 0..=MAX_PENDING_CHANGES {
             set(&cache, pod(&i.to_string(), 2));
         }
-        set(&cache, pod("after", 3));
+        set(&cache, pod("included", 3));
         assert_eq!(notice(&mut subscription), Some(Notice::Resync));
+        assert!(subscription.next().now_or_never().is_none());
+        set(&cache, pod("after", 3));
         assert_eq!(steps(&mut subscription), [("after".to_owned(), 0, 3)]);
     }
 

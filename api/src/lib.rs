@@ -37,6 +37,7 @@ mod binding;
 mod cache;
 mod clock;
 mod error;
+mod fence;
 mod informer;
 mod key;
 mod kinds;

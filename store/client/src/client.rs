@@ -114,12 +114,14 @@ impl Client {
     }
 
     /// Carries out a transaction whose compares do not hold any more once it has been carried
-    /// out, such as a compare-and-swap on a mod revision. So it may be sent again when an answer
-    /// is late or lost: at most one of the attempts succeeds.
+    /// out, such as a compare-and-swap on a mod revision, or one that may be carried out twice. So
+    /// it is sent again when an answer is late or lost.
     ///
     /// The second part of the answer is true when there was an attempt that nobody knows the
     /// answer of. If the transaction then did not succeed, that may be *because* the attempt did:
-    /// the caller reads, best in the failure branch, whether what is there is its own.
+    /// the caller reads, best in the failure branch, whether what is there is its own. And that
+    /// attempt may still be carried out later, when a member that hangs wakes up, if its compares
+    /// hold by then: "the key is not there" may be true again, a mod revision never is.
     pub async fn txn_guarded(&self, request: TxnRequest) -> Result<(TxnResponse, bool), Error> {
         let send = |channel| {
             let request = request.clone();

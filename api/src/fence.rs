@@ -1,0 +1,33 @@
+//! Keeps a creation whose answer was lost from taking place once more.
+//!
+//! An update compares the revision of what it replaces, which never comes back, so sending it to
+//! a second member when the first does not answer is safe. A creation compares that nothing is
+//! there, and that may be true again: a member hangs with the request unread in its socket,
+//! another one carries it out, the object is deleted, the first member wakes up and creates it
+//! again. So each creation also compares that its own fence is not there, a key named by the uid
+//! it gives. When its outcome is known but not that of every attempt, the fence is put up, and
+//! what is still under way comes to nothing. It is bound to a lease and goes by itself.
+
+use store_client::etcdserverpb::{Compare, LeaseGrantRequest, PutRequest, TxnRequest};
+use store_client::etcdserverpb::{RequestOp, request_op};
+use store_client::{Client, Error, request};
+
+/// What fences are kept under.
+const FENCES: &str = "/registry/miniku/fences";
+/// Longer than a request can be under way and still be read by somebody.
+const FENCE_SECONDS: i64 = 3600;
+
+/// Holds as long as no fence is put up against the creation of an object with this uid.
+pub(crate) fn is_open(uid: &str) -> Compare {
+    request::mod_revision_is(format!("{FENCES}/{uid}"), 0)
+}
+
+/// Keeps what is still under way of a creation from being carried out.
+pub(crate) async fn put_up(client: &Client, uid: &str) -> Result<(), Error> {
+    let lease = client.lease_grant(LeaseGrantRequest { ttl: FENCE_SECONDS, id: 0 }).await?.id;
+    let key = format!("{FENCES}/{uid}").into();
+    let put = PutRequest { key, lease, ..PutRequest::default() };
+    let put = RequestOp { request: Some(request_op::Request::RequestPut(put)) };
+    client.txn_guarded(TxnRequest { success: vec![put], ..TxnRequest::default() }).await?;
+    Ok(())
+}
