@@ -1,1 +1,173 @@
-//! placeholder
+//! The node agent: runs the pods that are bound to its node, and tells how they are.
+//!
+//! It follows the pods under its node's prefix of the store and the containers that carry its
+//! node's label, and reconciles the two, one pod at a time:
+//!
+//! ```text
+//! store ── informer ──┐                       ┌── create, start, stop, remove ──> engine
+//!                     ├─> queue ─> plan() ────┤
+//! engine ─ events ────┤  of pods    (pure)    └── status, compare-and-swap ─────> store
+//!          and scans ─┘
+//! ```
+//!
+//! - [`plan`] decides, from what is wanted and what is seen, and knows nothing else.
+//! - [`pods`] carries out; [`engine`] listens to the engine; [`images`] fetches images;
+//!   [`node`] registers the node and sends its heartbeat.
+//! - [`runtime`] is the container engine: Docker, or one that only exists in memory.
+//!
+//! What survives what: a container outlives its kubelet and the store. Its labels tell a new
+//! kubelet whose it is and how often it was started, so that it is taken over and never started
+//! twice. While the store is away, containers run on and are even restarted; what there is to tell
+//! is told afterwards. A container without a pod is removed, but only once the store's list of
+//! pods is known, and only if it was made for the same cluster.
+
+mod backoff;
+mod engine;
+mod error;
+mod images;
+mod node;
+mod plan;
+mod pods;
+mod record;
+pub mod runtime;
+mod spec;
+mod status;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::{Client, ClientConfig, Clock, Endpoints, Store};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+pub use error::Error;
+
+use runtime::Runtime;
+use runtime::docker::DockerRuntime;
+use runtime::fake::FakeRuntime;
+
+/// The size of the machine that the fake engine pretends to be.
+const FAKE_CPUS: u32 = 8;
+const FAKE_MEMORY_BYTES: u64 = 32 << 30;
+
+/// How long a kubelet that is asked to stop waits for the engine calls that are under way.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The flags of `miniku kubelet`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// The store's members: http://HOST:PORT, several with commas between
+    #[arg(long, value_name = "URLS", default_value = "http://127.0.0.1:2379")]
+    pub store: Endpoints,
+    /// The node's name
+    #[arg(long, value_name = "NAME")]
+    pub node_name: String,
+    /// What runs the containers
+    #[arg(long, value_enum, default_value_t = RuntimeKind::Docker)]
+    pub runtime: RuntimeKind,
+    /// The node's address [default: the one this machine uses to go out]
+    #[arg(long, value_name = "IP")]
+    pub node_ip: Option<IpAddr>,
+}
+
+/// The container engines there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum RuntimeKind {
+    /// The Docker Engine, the local one or where DOCKER_HOST says
+    Docker,
+    /// An engine in memory: its containers do nothing and end with the process
+    Fake,
+}
+
+/// A kubelet at work. Dropping it stops it; containers run on.
+pub struct Running {
+    tasks: JoinSet<&'static str>,
+    stop: CancellationToken,
+}
+
+/// Starts a kubelet with the container engine that the configuration names.
+///
+/// # Errors
+/// [`Error::NoEngine`] when there is none; see [`start_with`] for others.
+pub async fn start(config: Config) -> Result<Running, Error> {
+    let runtime: Arc<dyn Runtime> = match config.runtime {
+        RuntimeKind::Docker => Arc::new(DockerRuntime::connect().await.map_err(Error::NoEngine)?),
+        RuntimeKind::Fake => FakeRuntime::new(FAKE_CPUS, FAKE_MEMORY_BYTES),
+    };
+    start_with(config, runtime).await
+}
+
+/// Starts a kubelet with a container engine of the caller's, whatever the configuration says.
+///
+/// The store need not answer yet: the kubelet waits for it.
+///
+/// # Errors
+/// A node name that no object can have, an engine that does not answer, a store client that cannot
+/// be made.
+pub async fn start_with(config: Config, runtime: Arc<dyn Runtime>) -> Result<Running, Error> {
+    let name = config.node_name;
+    api::validation::dns_subdomain(&name)
+        .map_err(|reason| Error::NodeName { name: name.clone(), reason })?;
+    let engine = runtime.info().await.map_err(Error::NoEngine)?;
+    let client = Client::new(ClientConfig::for_endpoints(config.store)).map_err(Error::Store)?;
+    let store = Store::new(client, Clock::system());
+    let facts = node::NodeFacts {
+        ip: config.node_ip.unwrap_or_else(node::own_address),
+        engine,
+        engine_scheme: runtime.scheme(),
+        machine: node::Machine::read(),
+        name,
+    };
+    let span = tracing::info_span!("kubelet", node = %facts.name);
+    tracing::info!(parent: &span, engine = %facts.engine.version, ip = %facts.ip, "starting");
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let agent = node::NodeAgent::new(facts.clone(), runtime.clone(), &store);
+    let beating = agent.run(stop.clone());
+    tasks.spawn(
+        async {
+            beating.await;
+            "heartbeat"
+        }
+        .instrument(span.clone()),
+    );
+    let running = pods::run(facts, runtime, store, stop.clone());
+    tasks.spawn(
+        async {
+            running.await;
+            "pod workers"
+        }
+        .instrument(span),
+    );
+    Ok(Running { tasks, stop })
+}
+
+impl Running {
+    /// Stops the kubelet, once the steps that have begun are finished or a few seconds have passed.
+    /// The containers run on.
+    pub async fn shutdown(mut self) {
+        self.stop.cancel();
+        let drained = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN_DEADLINE, drained).await.is_err() {
+            tracing::warn!("the kubelet stops with engine calls under way");
+        }
+        self.tasks.shutdown().await;
+    }
+
+    /// Waits until a part of the kubelet ends that never should, which is for as long as it runs.
+    ///
+    /// # Panics
+    /// If a task of the kubelet panicked, so that the process ends as it should.
+    pub async fn join(&mut self) -> Error {
+        match self.tasks.join_next().await {
+            Some(Ok(part)) => Error::TaskEnded(part),
+            Some(Err(error)) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Error::TaskEnded("aborted task"),
+            },
+            None => Error::TaskEnded("last task"),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What a kubelet asks of a container engine.
+//!
+//! A [`Runtime`] knows containers and images, never pods as the store keeps them: it is told what
+//! to run by a [`ContainerSpec`] and tells what it sees as [`Container`]s. Every container carries
+//! an [`Identity`] in its labels, and those labels are all that a restarted kubelet needs to find
+//! its containers again and to go on counting where its predecessor stopped.
+//!
+//! Each method is one short exchange with the engine and has a deadline of its own. In particular
+//! [`Runtime::stop`] only asks: waiting out the grace period is the caller's, so that a container
+//! that ignores its signal occupies nobody.
+
+use std::collections::BTreeMap;
+
+use api::ObjectKey;
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use jiff::Timestamp;
+
+pub mod docker;
+pub mod fake;
+mod labels;
+
+/// Whose container this is and which of its lives; kept in the container's labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster, so that two clusters can share an engine and reuse node names.
+    pub cluster: String,
+    /// The node whose kubelet made it, so that two kubelets can share an engine.
+    pub node: String,
+    /// The pod it belongs to.
+    pub pod: ObjectKey,
+    /// That pod's uid: a pod that was deleted and created again is another pod.
+    pub pod_uid: String,
+    /// The container's name within the pod.
+    pub container: String,
+    /// How many containers of this name the pod had before: Kubernetes' `restartCount`.
+    pub restart_count: u32,
+    /// How many times in a row the container was started again without having run long enough to
+    /// be forgiven; decides the next backoff (see [`crate::backoff`]).
+    pub crash_streak: u32,
+    /// The pod's grace period, for when the pod itself can no longer be asked.
+    pub grace_seconds: u32,
+}
+
+/// Everything needed to make a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerSpec {
+    /// Its name on the engine, unique there.
+    pub name: String,
+    /// Whose it is.
+    pub identity: Identity,
+    /// The image, as the pod names it.
+    pub image: String,
+    /// Replaces the image's entrypoint unless empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command unless empty.
+    pub args: Vec<String>,
+    /// Environment, in order; a later entry of the same name wins.
+    pub env: Vec<(String, String)>,
+    /// Replaces the image's working directory.
+    pub working_dir: Option<String>,
+    /// The host name inside the container.
+    pub hostname: String,
+}
+
+/// A container as the engine shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// The engine's id.
+    pub id: String,
+    /// The engine-wide name.
+    pub name: String,
+    /// Whose it is.
+    pub identity: Identity,
+    /// The image's name as it was asked for.
+    pub image: String,
+    /// The image's digest or id.
+    pub image_id: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What it does now.
+    pub state: ContainerState,
+    /// Its address, while it has one.
+    pub ip: Option<String>,
+}
+
+/// What a container does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContainerState {
+    /// Made, and not yet asked to start.
+    Created,
+    /// Running since then.
+    Running {
+        /// When it was started.
+        started_at: Timestamp,
+    },
+    /// It ended, or could not be started.
+    Exited(Exit),
+    /// The engine is about to forget it; neither usable nor gone.
+    Removing,
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The exit code of its process, 128 plus the signal's number if one ended it.
+    pub code: i32,
+    /// When it was started; nothing if it never ran.
+    pub started_at: Option<Timestamp>,
+    /// When it ended, or when the attempt at starting it failed.
+    pub finished_at: Timestamp,
+    /// `Completed`, `Error`, `OOMKilled` or `StartError`, as Kubernetes has them.
+    pub reason: &'static str,
+    /// What the engine had to say.
+    pub message: Option<String>,
+}
+
+/// A line of [`Runtime::list`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The engine's id.
+    pub id: String,
+    /// Whose it is.
+    pub identity: Identity,
+    /// Whether it runs.
+    pub running: bool,
+}
+
+/// What the engine says about itself and its machine.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct EngineInfo {
+    /// The engine's version.
+    pub version: String,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory of the machine.
+    pub memory_bytes: u64,
+    /// `linux`.
+    pub operating_system: String,
+    /// The distribution's name.
+    pub os_image: String,
+    /// The kernel's release.
+    pub kernel_version: String,
+    /// Go's name of the architecture, as Kubernetes uses it: `amd64`, `arm64`.
+    pub architecture: String,
+}
+
+/// Something happened to a container of this pod; look again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The pod concerned.
+    pub pod: ObjectKey,
+}
+
+/// Why the engine did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// Nobody answered, or the connection broke: nothing is known of the outcome.
+    #[error("the container engine cannot be reached")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No answer in time: nothing is known of the outcome.
+    #[error("the container engine did not answer {call} within {deadline_s} s")]
+    Deadline {
+        /// What it was asked.
+        call: &'static str,
+        /// How long it was given.
+        deadline_s: u64,
+    },
+    /// There is no such container or image.
+    #[error("{0}")]
+    NotFound(String),
+    /// Not in its present state: the name is in use, or the container is busy going away.
+    #[error("{0}")]
+    Conflict(String),
+    /// The engine refused; these are its words.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl RuntimeError {
+    /// Whether the engine itself is the trouble, rather than what it was asked.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Deadline { .. })
+    }
+}
+
+/// A container engine.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// The scheme of its container ids in a pod's status: `docker` in `docker://d803aed8…`.
+    fn scheme(&self) -> &'static str;
+
+    /// The engine's version and its machine's size; also tells whether the engine is there.
+    async fn info(&self) -> Result<EngineInfo, RuntimeError>;
+
+    /// The containers labelled with that node, of one pod or of all.
+    async fn list(&self, node: &str, pod: Option<&ObjectKey>) -> Result<Vec<Listed>, RuntimeError>;
+
+    /// One container by id or name; nothing if there is none or it is not labelled by a kubelet.
+    async fn inspect(&self, id: &str) -> Result<Option<Container>, RuntimeError>;
+
+    /// Makes a container and answers its id. [`RuntimeError::Conflict`] if the name is in use.
+    async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError>;
+
+    /// Starts a container that was made; does nothing if it runs.
+    async fn start(&self, id: &str) -> Result<(), RuntimeError>;
+
+    /// Asks a container to end, with its image's stop signal, and returns without waiting.
+    /// Does nothing if it does not run.
+    async fn stop(&self, id: &str) -> Result<(), RuntimeError>;
+
+    /// Ends a container with SIGKILL. Does nothing if it does not run.
+    async fn kill(&self, id: &str) -> Result<(), RuntimeError>;
+
+    /// Removes a container, killing it if it runs. Does nothing if it is gone or about to be.
+    async fn remove(&self, id: &str) -> Result<(), RuntimeError>;
+
+    /// Whether the image is there.
+    async fn has_image(&self, image: &str) -> Result<bool, RuntimeError>;
+
+    /// Fetches the image. May take minutes; fails when nothing moves for long.
+    async fn pull(&self, image: &str) -> Result<(), RuntimeError>;
+
+    /// What happens from now on to containers labelled with that node. The stream ends, or yields
+    /// an error and ends, when the engine goes away.
+    async fn events(
+        &self,
+        node: &str,
+    ) -> Result<BoxStream<'static, Result<Event, RuntimeError>>, RuntimeError>;
+}
+
+/// Labels as an engine keeps them.
+pub(crate) type Labels = BTreeMap<String, String>;
