@@ -130,4 +130,32 @@ impl WriteBatch {
 }
 
 #[cfg(test)]
+pub(crate) mod testing {
+    //! Opening engines again in one process.
+
+    use std::time::Duration;
+
+    use super::EngineError;
+
+    /// sled's threads let go of their files a moment after it was dropped. Tries until they have,
+    /// for ten seconds at most.
+    pub(crate) fn once_unlocked<T>(
+        open: impl Fn() -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let is_locked = |error: &EngineError| {
+            matches!(error, EngineError::Sled(sled::Error::Io(error))
+                if error.to_string().contains("could not acquire lock"))
+        };
+        for _ in 0..1000 {
+            match open() {
+                Err(error) if is_locked(&error) => {
+                    std::thread::park_timeout(Duration::from_millis(10));
+                }
+                result => return result,
+            }
+        }
+        open()
+    }
+}
+#[cfg(test)]
 mod tests;

@@ -41,6 +41,7 @@ fn scans_are_ordered_half_open_and_stop_when_told() {
         assert_eq!(collect(engine, &[7]..&[7], 2), []);
         assert_eq!(engine.get(&[3]).unwrap().unwrap(), &[3, 3][..]);
         assert_eq!(engine.get(&[33]).unwrap(), None);
+        engine.flush().unwrap();
         assert!(engine.size_bytes().unwrap() > 0);
     });
 }
@@ -72,7 +73,7 @@ fn sled_finds_its_data_again_and_removes_what_an_interrupted_snapshot_left() {
     drop(engine);
     let leftover = dir.path().join("snap.00000000000000FF.generating");
     fs::write(&leftover, b"half").unwrap();
-    let engine = SledEngine::open(dir.path()).unwrap();
+    let engine = testing::once_unlocked(|| SledEngine::open(dir.path())).unwrap();
     assert_eq!(collect(&engine, &[0]..&[9], 9), [(vec![1], vec![1])]);
     assert!(!leftover.exists());
 }

@@ -143,11 +143,11 @@ impl Shared {
             Some(Op::LeaseRevoke(request)) => {
                 self.apply_lease_revoke(request, entry).map(Outcome::LeaseRevoke)
             }
-            // Skipping it would part this member from those that know it.
             Some(Op::Publish(attributes)) => {
                 entry.members.push(attributes.clone());
                 Ok(Outcome::Publish)
             }
+            // Skipping it would part this member from those that know it.
             None => Err(Failure::Engine(EngineError::Entry {
                 index: entry.log_id.index(),
                 reason: "it holds a request that this version does not know".to_owned(),

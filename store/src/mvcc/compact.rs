@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::pending::put_records;
 use super::revision::NEVER_COMPACTED;
 use super::{Mvcc, Shared, records};
 use crate::engine::{EngineError, WriteBatch};
@@ -70,8 +71,12 @@ impl Mvcc {
             records::delete(&mut batch, version.revision(), version.parts);
         }
         if !batch.is_empty() {
+            let left = work.records - removed.versions.len();
+            put_records(&mut batch, left);
             engine.write(batch)?;
+            work.records = left;
         }
+        let progress = &mut work.compaction;
         match removed.next_key {
             Some(key) => progress.current = Some((target, Some(key))),
             None => progress.done = target,

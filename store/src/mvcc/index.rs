@@ -46,6 +46,8 @@ impl Version {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     keys: BTreeMap<Bytes, History>,
+    /// The versions of all keys together.
+    len: usize,
 }
 
 /// The versions of one key, oldest first; never empty.
@@ -127,9 +129,9 @@ impl Index {
         range.bounds().map(|bounds| self.keys.range::<[u8], _>(bounds)).into_iter().flatten()
     }
 
-    /// All versions of all keys.
-    pub(crate) fn versions(&self) -> impl Iterator<Item = &Version> {
-        self.keys.values().flat_map(|history| &history.0)
+    /// How many versions there are, which is how many records the engine has once all are written.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// The versions that are still to be seen once `compacted` is, no matter how far the removal of
@@ -141,6 +143,7 @@ impl Index {
     /// Adds the newest version of a key. The index keeps a key of its own: the one of a request
     /// shares the memory of the whole batch that it came with.
     pub(crate) fn insert(&mut self, key: &[u8], version: Version) {
+        self.len += 1;
         if let Some(history) = self.keys.get_mut(key) {
             debug_assert!(
                 history.0.last().is_some_and(|last| last.revision() < version.revision())
@@ -187,6 +190,7 @@ impl Index {
         for key in emptied {
             self.keys.remove(&key);
         }
+        self.len -= removed.versions.len();
         removed
     }
 }

@@ -9,6 +9,7 @@
 //! 0x05 compacted    05                                         i64 BE
 //! 0x06 lease        06 id:i64 BE                               i64 BE: the granted TTL in seconds
 //! 0x07 member       07 id:u64 BE                               peer.MemberAttributes
+//! 0x08 records      08                                         i64 BE: how many records there are
 //! 0x10 record       10 revision:i64 BE sub:i64 BE part:u16 BE  see `records`
 //! ```
 //! Revisions are positive, so the order of the keys is the order of the writes.
@@ -25,6 +26,7 @@ const REVISION: u8 = 0x04;
 const COMPACTED: u8 = 0x05;
 const LEASE: u8 = 0x06;
 const MEMBER: u8 = 0x07;
+const RECORDS: u8 = 0x08;
 const RECORD: u8 = 0x10;
 
 const RECORD_KEY_LEN: usize = 1 + 8 + 8 + 2;
@@ -39,6 +41,7 @@ pub(crate) enum Key {
     Compacted,
     Lease(i64),
     Member(u64),
+    Records,
     Record { revision: Revision, part: u16 },
 }
 
@@ -66,6 +69,7 @@ impl Key {
                 key.extend_from_slice(&id.to_be_bytes());
                 key
             }
+            Self::Records => vec![RECORDS],
             Self::Record { revision, part } => {
                 let mut key = Vec::with_capacity(RECORD_KEY_LEN);
                 key.push(RECORD);
@@ -88,6 +92,7 @@ impl Key {
             (COMPACTED, 0) => Self::Compacted,
             (LEASE, 8) => Self::Lease(i64::from_be_bytes(rest.try_into().ok()?)),
             (MEMBER, 8) => Self::Member(u64::from_be_bytes(rest.try_into().ok()?)),
+            (RECORDS, 0) => Self::Records,
             (RECORD, 18) => {
                 let main = i64::from_be_bytes(rest[..8].try_into().ok()?);
                 let sub = i64::from_be_bytes(rest[8..16].try_into().ok()?);
@@ -129,6 +134,8 @@ mod tests {
             Just(Key::Revision),
             Just(Key::Compacted),
             any::<i64>().prop_map(Key::Lease),
+            any::<u64>().prop_map(Key::Member),
+            Just(Key::Records),
             (0..=i64::MAX, any::<u32>(), any::<u16>()).prop_map(|(main, sub, part)| Key::Record {
                 revision: Revision { main, sub },
                 part
@@ -164,7 +171,14 @@ mod tests {
         let expected = [0x10, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 4];
         assert_eq!(record.encode(), expected);
         assert_eq!(Key::Lease(-2).encode(), [6, 255, 255, 255, 255, 255, 255, 255, 254]);
-        let meta = [Key::Format, Key::Applied, Key::Membership, Key::Revision, Key::Compacted];
-        assert_eq!(meta.map(|key| key.encode()[0]), [1, 2, 3, 4, 5]);
+        let meta = [
+            Key::Format,
+            Key::Applied,
+            Key::Membership,
+            Key::Revision,
+            Key::Compacted,
+            Key::Records,
+        ];
+        assert_eq!(meta.map(|key| key.encode()[0]), [1, 2, 3, 4, 5, 8]);
     }
 }

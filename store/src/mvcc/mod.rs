@@ -33,7 +33,9 @@ mod open;
 mod pending;
 mod range;
 mod records;
+mod restore;
 mod revision;
+mod state_dir;
 mod txn;
 mod window;
 mod write;
@@ -55,7 +57,8 @@ pub(crate) use self::history::HistoryError;
 pub(crate) use self::key_range::KeyRange;
 pub(crate) use self::lease::LeaseInfo;
 pub(crate) use self::pending::Written;
-pub(crate) use self::revision::RevisionEvents;
+pub(crate) use self::revision::{Revision, RevisionEvents};
+pub(crate) use self::state_dir::{Opened, StateDir};
 
 use self::index::Index;
 use self::lease::LeaseTable;
@@ -115,9 +118,18 @@ struct Writer {
     is_broken: bool,
 }
 
-#[derive(Default)]
 struct EngineWork {
     compaction: compact::Progress,
+    /// How many records the engine has. It is written with every batch, so that an engine that lost
+    /// some is found out when it is opened.
+    records: usize,
+}
+
+impl EngineWork {
+    /// For a state that was just loaded.
+    fn new(state: &State) -> Self {
+        Self { compaction: compact::Progress::default(), records: state.index.len() }
+    }
 }
 
 struct State {
@@ -143,9 +155,9 @@ struct State {
 impl Mvcc {
     fn new(state: State, limits: Limits) -> Self {
         let shared = Shared {
+            engine_work: Mutex::new(EngineWork::new(&state)),
             state: RwLock::new(state),
             writer: Mutex::default(),
-            engine_work: Mutex::default(),
             pauses: AtomicUsize::new(0),
             limits,
         };

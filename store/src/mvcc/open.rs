@@ -82,6 +82,11 @@ pub(super) fn load(engine: Arc<dyn Engine>, limits: Limits) -> Result<State, Eng
         return Err(error);
     }
     loading.finish(revision)?;
+    let records = load_number(&*engine, Key::Records)?.unwrap_or(0);
+    if i64::try_from(loading.index.len()) != Ok(records) {
+        let text = format!("it has {} records instead of {records}", loading.index.len());
+        return Err(EngineError::Damaged(text));
+    }
     for (key, id) in loading.bound {
         if !leases.contains(id) {
             let text = format!("a key is bound to lease {id}, which does not exist");

@@ -81,6 +81,11 @@ pub(super) fn put_lease(batch: &mut WriteBatch, id: i64, ttl_seconds: i64) {
     batch.put(Key::Lease(id).encode(), ttl_seconds.to_be_bytes().to_vec());
 }
 
+pub(super) fn put_records(batch: &mut WriteBatch, count: usize) {
+    let count = i64::try_from(count).expect("memory holds an index of fewer records");
+    batch.put(Key::Records.encode(), count.to_be_bytes().to_vec());
+}
+
 pub(super) fn put_compacted(batch: &mut WriteBatch, compacted: i64) {
     batch.put(Key::Compacted.encode(), compacted.to_be_bytes().to_vec());
 }
@@ -158,7 +163,7 @@ impl Mvcc {
     ///
     /// What is in the engine is not durable before [`Mvcc::flush`], and need not be: the log has it.
     pub(crate) fn write_behind(&self) -> Result<Written, EngineError> {
-        let _work = self.shared.engine_work.lock();
+        let mut work = self.shared.engine_work.lock();
         let (engine, entries) = {
             let state = self.shared.state.read();
             (Arc::clone(&state.engine), state.pending.next_batch())
@@ -167,11 +172,15 @@ impl Mvcc {
             return Ok(Written { applied: self.persisted(), is_idle: true });
         };
         let mut batch = WriteBatch::default();
+        let mut records = work.records;
         for entry in &entries {
             entry.add_to(&mut batch);
+            records += entry.revisions.iter().map(|made| made.events.len()).sum::<usize>();
         }
+        put_records(&mut batch, records);
         put_applied(&mut batch, &last.log_id, last.revision);
         engine.write(batch)?;
+        work.records = records;
 
         // Whoever replaces the state holds `engine_work`, so it is still the same one.
         let mut guard = self.shared.state.write();

@@ -131,18 +131,26 @@ impl Assembly {
     }
 }
 
-/// Reads an encoded event and checks that it is the one that belongs to `revision`.
-pub(crate) fn decode(revision: Revision, bytes: Bytes) -> Result<Event, EngineError> {
+fn decode(revision: Revision, bytes: Bytes) -> Result<Event, EngineError> {
     let event = Event::decode(bytes).map_err(|error| {
         EngineError::Damaged(format!("record {revision} cannot be decoded: {error}"))
     })?;
-    let kv = event.kv.as_ref();
-    let is_whole = kv.is_some_and(|kv| {
-        let is_versioned = is_delete(&event) || (kv.version > 0 && kv.create_revision > 0);
+    check(revision, &event)?;
+    Ok(event)
+}
+
+/// Whether `event` can be what was written at `revision`.
+pub(crate) fn check(revision: Revision, event: &Event) -> Result<(), EngineError> {
+    let is_whole = event.kv.as_ref().is_some_and(|kv| {
+        let is_versioned = if is_delete(event) {
+            (kv.version, kv.create_revision) == (0, 0)
+        } else {
+            kv.version > 0 && kv.create_revision > 0
+        };
         kv.mod_revision == revision.main && !kv.key.is_empty() && is_versioned
     });
     if is_whole {
-        Ok(event)
+        Ok(())
     } else {
         Err(EngineError::Damaged(format!("record {revision} holds something else")))
     }

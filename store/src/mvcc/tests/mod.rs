@@ -1,6 +1,7 @@
 //! The state as a whole, on both engines.
 
 mod model;
+mod restore;
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use store_proto::etcdserverpb::{
 use store_proto::peer::{Command, command::Op};
 
 use super::*;
+use crate::engine::testing::once_unlocked;
 use crate::engine::{MemoryEngine, SledEngine};
 use crate::raft::types::Batch;
 
@@ -39,7 +41,8 @@ impl TestEngine {
     fn reopen(&mut self) {
         if let Some(dir) = &self.dir {
             drop(self.engine.take());
-            self.engine = Some(Arc::new(SledEngine::open(dir.path()).unwrap()));
+            let engine = once_unlocked(|| SledEngine::open(dir.path())).unwrap();
+            self.engine = Some(Arc::new(engine));
         }
     }
 

@@ -419,7 +419,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(8))]
     #[test]
     fn any_history_reads_as_the_model_says_on_sled(
         steps in proptest::collection::vec(any_step(), 1..30),

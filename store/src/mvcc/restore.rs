@@ -1,0 +1,171 @@
+//! Between the state and snapshot files: writing one while the store goes on, and replacing
+//! everything by one.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::lease::LeaseInfo;
+use super::pending::{
+    put_applied, put_compacted, put_lease, put_member, put_membership, put_records,
+};
+use super::revision::Revision;
+use super::{EngineWork, Limits, Mvcc, State, open, records};
+use crate::engine::{Engine, EngineError, WriteBatch};
+use crate::snapshot::{Item, SnapshotDir, SnapshotMeta, SnapshotReader};
+
+/// How much goes into the engine at once while it is filled; nobody reads it yet.
+const FILL_BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// What a snapshot is taken of: the state after one entry.
+struct Capture {
+    meta: SnapshotMeta,
+    leases: Vec<LeaseInfo>,
+    /// How many records there must be.
+    records: usize,
+    engine: Arc<dyn Engine>,
+    epoch: u64,
+}
+
+impl Mvcc {
+    /// Writes a snapshot of the present state into `dir`. Applying goes on meanwhile, removing
+    /// compacted records does not. Blocks on the disk, for long. `None` when nothing was applied yet.
+    ///
+    /// # Errors
+    ///
+    /// The engine has fewer or more records than the index knows: it lost data, and a log must never
+    /// be purged behind such a snapshot, so none is made.
+    pub(crate) fn write_snapshot(
+        &self,
+        dir: &SnapshotDir,
+    ) -> Result<Option<(SnapshotMeta, PathBuf)>, EngineError> {
+        let _pause = self.pause_compaction();
+        loop {
+            let Some(capture) = self.capture() else { return Ok(None) };
+            while self.persisted().as_ref() < Some(&capture.meta.last_log_id) {
+                self.write_behind()?;
+            }
+            // Should a restore have come in between, the old engine never got the rest.
+            if self.shared.state.read().epoch == capture.epoch {
+                let path = write(&capture, dir)?;
+                return Ok(Some((capture.meta, path)));
+            }
+        }
+    }
+
+    fn capture(&self) -> Option<Capture> {
+        // Without a writer at work the state is that after a whole entry.
+        let _writer = self.shared.writer.lock();
+        let state = self.shared.state.read();
+        Some(Capture {
+            meta: SnapshotMeta {
+                last_log_id: state.applied?,
+                membership: state.membership.clone(),
+                revision: state.revision,
+                compacted: state.compacted,
+                members: state.members.values().cloned().collect(),
+            },
+            leases: state.leases.all(),
+            records: state.index.len(),
+            engine: Arc::clone(&state.engine),
+            epoch: state.epoch,
+        })
+    }
+
+    /// Replaces everything by a snapshot: fills `engine`, which must be empty, makes it durable,
+    /// calls `commit` for what makes it the engine to be opened next time, and only then lets
+    /// readers see it. Applying waits; reading and writing behind go on with the old state until
+    /// then. Blocks on the disk, for long. After an error the old state is still there.
+    pub(crate) fn restore_from(
+        &self,
+        snapshot: &Path,
+        engine: Arc<dyn Engine>,
+        commit: impl FnOnce() -> Result<(), EngineError>,
+    ) -> Result<SnapshotMeta, EngineError> {
+        let _writer = self.shared.writer.lock();
+        let meta = fill(&*engine, snapshot)?;
+        let mut fresh = open::load(engine, self.shared.limits)?;
+        commit()?;
+        let mut work = self.shared.engine_work.lock();
+        *work = EngineWork::new(&fresh);
+        let old = {
+            let mut state = self.shared.state.write();
+            fresh.epoch = state.epoch + 1;
+            std::mem::replace(&mut *state, fresh)
+        };
+        drop(work);
+        drop(old);
+        Ok(meta)
+    }
+
+    /// A new state from a snapshot, in an engine that must be empty.
+    pub(super) fn from_snapshot(
+        snapshot: &Path,
+        engine: Arc<dyn Engine>,
+        limits: Limits,
+    ) -> Result<Self, EngineError> {
+        fill(&*engine, snapshot)?;
+        let state: State = open::load(engine, limits)?;
+        Ok(Self::new(state, limits))
+    }
+}
+
+fn write(capture: &Capture, dir: &SnapshotDir) -> Result<PathBuf, EngineError> {
+    let mut writer = dir.create(&capture.meta)?;
+    for lease in &capture.leases {
+        writer.add_lease(lease)?;
+    }
+    let mut count = 0;
+    let mut failure = None;
+    let to_main = capture.meta.revision + 1;
+    records::scan(&*capture.engine, Revision::first_of(0), to_main, &mut |revision, event| {
+        count += 1;
+        match writer.add_record(revision.sub, event) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    if count != capture.records {
+        let text = format!("it has {count} records instead of {}", capture.records);
+        return Err(EngineError::Damaged(text));
+    }
+    writer.finish()?;
+    Ok(dir.path_of(&capture.meta.last_log_id))
+}
+
+fn fill(engine: &dyn Engine, snapshot: &Path) -> Result<SnapshotMeta, EngineError> {
+    open::check_format(engine)?;
+    let mut batch = WriteBatch::default();
+    let mut count = 0;
+    let meta = SnapshotReader::open(snapshot)?.read_all(|item| {
+        match item {
+            Item::Lease(lease) => put_lease(&mut batch, lease.id, lease.ttl_seconds),
+            Item::Record(revision, event) => {
+                records::check(revision, &event)?;
+                records::put(&mut batch, revision, &event);
+                count += 1;
+            }
+        }
+        if batch.bytes() < FILL_BATCH_BYTES {
+            return Ok(());
+        }
+        engine.write(std::mem::take(&mut batch))
+    })?;
+    // What makes it a state comes last, once all of the file was checked.
+    put_records(&mut batch, count);
+    put_compacted(&mut batch, meta.compacted);
+    put_membership(&mut batch, &meta.membership);
+    for member in &meta.members {
+        put_member(&mut batch, member);
+    }
+    put_applied(&mut batch, &meta.last_log_id, meta.revision);
+    engine.write(batch)?;
+    engine.flush()?;
+    Ok(meta)
+}
