@@ -380,5 +380,5 @@ async fn lost_answers_are_found_out() {
     tasks.abort_all();
     let left = api::<Pod>(&[etcd.url()]).list(&Scope::All).await.unwrap().items;
     assert_eq!(left.iter().map(|pod| pod.uid().to_owned()).collect::<BTreeSet<_>>(), uids);
-    assert_eq!(keys(&raw(&etcd), "/registry/miniku/").await.len(), uids.len());
+    assert_eq!(keys(&raw(&etcd), "/registry/miniku/node-pods/").await.len(), uids.len());
 }
