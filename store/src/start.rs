@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use openraft::SnapshotPolicy;
 use parking_lot::Mutex;
-use store_proto::peer::MemberAttributes;
+use store_proto::peer::{IsKnownRequest, MemberAttributes};
 use store_proto::peer::command::Op;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -39,6 +39,8 @@ const LOG_ENTRIES_KEPT: u64 = 4096;
 const REPLICATION_LAG: u64 = u64::MAX / 2;
 const ENTRIES_PER_MESSAGE: u64 = 1024;
 const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
+/// For the question to a peer whether it knows this member.
+const ASK_PEER: Duration = Duration::from_secs(1);
 
 /// Why a member does not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +74,18 @@ pub enum Error {
     /// The log or the state on disk cannot be used.
     #[error(transparent)]
     Storage(#[from] storage::StorageError),
+    /// The log is gone, but the cluster remembers this member's votes.
+    #[error(
+        "member {member:x} has taken part in this cluster before, but {} holds no log: with an \
+         empty log it would break promises that its old one kept; bring its data back",
+        path.display()
+    )]
+    Forgotten {
+        /// The member's id.
+        member: u64,
+        /// Its data directory.
+        path: PathBuf,
+    },
     /// Consensus could not start, or came to an end by itself.
     #[error("consensus failed: {0}")]
     Raft(String),
@@ -143,6 +157,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let (member, pristine) =
         assemble(&config, &settings, snapshot_dir, log.clone(), mvcc, leadership).await?;
     if pristine {
+        refuse_to_forget(&member, &settings, &config.data_dir).await?;
         initialize(&member.raft, &settings).await?;
     }
 
@@ -307,6 +322,32 @@ fn raft_config(config: &Config) -> Result<Arc<openraft::Config>, Error> {
     };
     let raft_config = raft_config.validate().map_err(|error| Error::Raft(error.to_string()))?;
     Ok(Arc::new(raft_config))
+}
+
+/// A member whose log was lost must not vote as if it had never had one (the Raft paper's
+/// persistent state, §5.2): if any of the others remembers it, it does not start. etcd refuses in
+/// the same case.
+async fn refuse_to_forget(
+    member: &Member,
+    settings: &Settings,
+    data_dir: &Path,
+) -> Result<(), Error> {
+    let mut asked = JoinSet::new();
+    for other in settings.initial_members.iter().filter(|other| other.id != member.id) {
+        let node = MemberNode { peer_urls: other.peer_urls.clone(), ..MemberNode::default() };
+        let Some(mut peer) = member.network.peer(other.id, &node) else { continue };
+        let request = IsKnownRequest { member_id: member.id };
+        asked.spawn(async move { tokio::time::timeout(ASK_PEER, peer.is_known(request)).await });
+    }
+    while let Some(answer) = asked.join_next().await {
+        // Whoever cannot be reached does not know; at a first start nobody can.
+        if let Ok(Ok(Ok(response))) = answer
+            && response.get_ref().known
+        {
+            return Err(Error::Forgotten { member: member.id, path: data_dir.to_owned() });
+        }
+    }
+    Ok(())
 }
 
 /// The first start of a cluster: every member begins with the same first entry.

@@ -210,6 +210,15 @@ impl PeerService for PeerServer {
         Ok(Response::new(peer::ReadIndexResponse { index }))
     }
 
+    async fn is_known(
+        &self,
+        request: Request<peer::IsKnownRequest>,
+    ) -> Result<Response<peer::IsKnownResponse>, Status> {
+        self.check_meant(&request)?;
+        let known = self.member.mvcc.members().contains_key(&request.get_ref().member_id);
+        Ok(Response::new(peer::IsKnownResponse { known }))
+    }
+
     async fn lease_remaining(
         &self,
         request: Request<peer::LeaseRemainingRequest>,
