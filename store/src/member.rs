@@ -23,6 +23,7 @@ use crate::raft::state_machine::StateMachine;
 use crate::raft::types::{MemberNode, StoredMembership, TypeConfig};
 use crate::read_index::ReadIndex;
 use crate::reads::Reads;
+use crate::snapshot::SnapshotDir;
 use crate::watch::WatchHub;
 
 /// openraft with our state machine.
@@ -46,6 +47,7 @@ pub(crate) struct Member {
     pub(crate) leases: Arc<LeaseClock>,
     pub(crate) leadership: watch::Receiver<Leadership>,
     pub(crate) applied_index: watch::Receiver<u64>,
+    pub(crate) snapshots: SnapshotDir,
     pub(crate) snapshot_dir: PathBuf,
     pub(crate) network: Network,
     pub(crate) peers: Mutex<HashMap<u64, (MemberNode, Peer)>>,

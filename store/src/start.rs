@@ -20,7 +20,6 @@ use crate::config::{Config, ConfigError, Settings};
 use crate::identity::{Identity, IdentityError};
 use crate::leadership::{self, Leadership};
 use crate::member::{Member, Raft};
-use crate::mvcc::Mvcc;
 use crate::proposals::Proposals;
 use crate::raft::log_store::LogStore;
 use crate::raft::network::Network;
@@ -30,7 +29,8 @@ use crate::read_index::ReadIndex;
 use crate::reads::Reads;
 use crate::rpc;
 use crate::watch::{WatchHub, WatchLimits};
-use crate::{housekeeping, leases, proposer, read_index, storage};
+use crate::storage::{SNAPSHOT_DIR, Storage, StorageError};
+use crate::{housekeeping, leases, proposer, read_index};
 
 /// Entries that stay in the log behind a snapshot, for followers that are a little behind.
 const LOG_ENTRIES_KEPT: u64 = 4096;
@@ -73,7 +73,7 @@ pub enum Error {
     },
     /// The log or the state on disk cannot be used.
     #[error(transparent)]
-    Storage(#[from] storage::StorageError),
+    Storage(#[from] StorageError),
     /// The log is gone, but the cluster remembers this member's votes.
     #[error(
         "member {member:x} has taken part in this cluster before, but {} holds no log: with an \
@@ -148,14 +148,15 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let client_addr = local_addr("listen-client-urls", settings.listen_client, &client_listener)?;
     let peer_addr = local_addr("listen-peer-urls", settings.listen_peer, &peer_listener)?;
 
-    let snapshot_dir = config.data_dir.join("snapshots");
-    prepare_dirs(&config.data_dir, &snapshot_dir)?;
+    std::fs::create_dir_all(&config.data_dir)
+        .map_err(|source| Error::DataDir { path: config.data_dir.clone(), source })?;
     Identity::new(settings.cluster_id, settings.member_id).claim(&config.data_dir)?;
-    let (log, mvcc) = storage::open(&config.data_dir, &snapshot_dir).await?;
+    let storage = Storage::open(&config.data_dir).await?;
+    let log = storage.log.clone();
 
     let (leadership_sender, leadership) = watch::channel(Leadership::default());
     let (member, pristine) =
-        assemble(&config, &settings, snapshot_dir, log.clone(), mvcc, leadership).await?;
+        assemble(&config, &settings, storage, leadership).await?;
     if pristine {
         refuse_to_forget(&member, &settings, &config.data_dir).await?;
         initialize(&member.raft, &settings).await?;
@@ -171,6 +172,9 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     tasks.run("lease expiry", leases::revoke_expired(Arc::clone(&member)));
     tasks.run("write-behind", housekeeping::write_behind(member.mvcc.clone(), log.clone()));
     tasks.run("compaction", housekeeping::compact(member.mvcc.clone()));
+    let snapshots =
+        housekeeping::snapshots(Arc::clone(&member), log.clone(), config.snapshot_log_bytes);
+    tasks.run("snapshots", snapshots);
     tasks.run("log", housekeeping::log_failure(log.clone()));
     tasks.run("state", housekeeping::state_failure(member.state.clone()));
     let attributes = MemberAttributes {
@@ -236,20 +240,14 @@ fn local_addr(
     listener.local_addr().map_err(|source| Error::Listen { flag, addr, source })
 }
 
-fn prepare_dirs(data_dir: &Path, snapshot_dir: &Path) -> Result<(), Error> {
-    std::fs::create_dir_all(snapshot_dir)
-        .map_err(|source| Error::DataDir { path: data_dir.to_owned(), source })
-}
-
 /// Puts a member together; true when it has never been part of a cluster.
 async fn assemble(
     config: &Config,
     settings: &Settings,
-    snapshot_dir: PathBuf,
-    log: LogStore,
-    mvcc: Mvcc,
+    storage: Storage,
     leadership: watch::Receiver<Leadership>,
 ) -> Result<(Arc<Member>, bool), Error> {
+    let Storage { log, mvcc, snapshots, .. } = storage.clone();
     let (applied, _) = mvcc.applied();
     let (applied_sender, applied_index) =
         watch::channel(applied.as_ref().map_or(0, |log_id| log_id.index()));
@@ -257,13 +255,12 @@ async fn assemble(
     let proposals = Arc::new(Proposals::new(rand::random(), config.max_proposals));
     let leases = Arc::default();
     let applier = Applier {
-        mvcc: mvcc.clone(),
+        storage,
         hub: Arc::clone(&hub),
         proposals: Arc::clone(&proposals),
         leases: Arc::clone(&leases),
         applied_index: applied_sender,
         applied_term: Mutex::new(applied.map_or(0, |log_id| **log_id.committed_leader_id())),
-        snapshot_dir: snapshot_dir.clone(),
     };
     let network = Network::new(settings.cluster_id);
     let raft = Raft::new(
@@ -290,7 +287,8 @@ async fn assemble(
         leases,
         leadership,
         applied_index,
-        snapshot_dir,
+        snapshots,
+        snapshot_dir: config.data_dir.join(SNAPSHOT_DIR),
         network,
         peers: Mutex::new(HashMap::new()),
     };

@@ -1,58 +1,123 @@
 //! Opens what a member has on disk, and mends what can be mended: a state that was lost or damaged
-//! is rebuilt from the newest snapshot and the log. A damaged log is not mended; it is the truth.
+//! is rebuilt from the newest snapshot and the log.
+//!
+//! | found                                         | done                                      |
+//! |-----------------------------------------------|-------------------------------------------|
+//! | a log with a torn tail                        | the tail is cut: no sync had covered it   |
+//! | a log that is damaged before its tail         | refused: it is the truth                  |
+//! | a state that is damaged, missing, or behind   | set aside, rebuilt from the newest        |
+//! | what the log says was once durable            | snapshot that is whole, and the log       |
+//! | the same, but the log no longer reaches back  | refused: the member has to be replaced    |
+//! | to any whole snapshot                         |                                           |
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::engine::{EngineError, SledEngine};
-use crate::mvcc::{Limits, Mvcc};
+use crate::engine::EngineError;
+use crate::mvcc::{Limits, Mvcc, Opened, StateDir};
 use crate::raft::log_store::LogStore;
+use crate::raft::types::LogId;
+use crate::snapshot::{self, SnapshotDir, SnapshotError};
 use crate::wal::{DiskDir, WalError, WalOptions};
+
+/// The folder of the snapshots in a data directory.
+pub(crate) const SNAPSHOT_DIR: &str = "snapshots";
+const SNAPSHOTS_KEPT: usize = 2;
 
 /// Why a member's data cannot be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum StorageError {
-    /// The log's directory cannot be used.
+#[error(transparent)]
+pub struct StorageError(#[from] Failure);
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
     #[error("the log cannot be opened")]
     LogDir(#[source] io::Error),
-    /// The log is in use, or damaged.
     #[error(transparent)]
-    Log(#[from] LogError),
-    /// The state cannot be opened or rebuilt.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The work of opening was cut off.
+    Log(#[from] WalError),
+    #[error("the state cannot be opened")]
+    State(#[from] EngineError),
+    #[error("the snapshots cannot be used")]
+    Snapshots(#[from] SnapshotError),
+    #[error(
+        "the state is lost ({reason}) and cannot be rebuilt: the log begins after entry \
+         {first_needed}, and there is no whole snapshot that reaches so far; this member has to \
+         be replaced by a new one"
+    )]
+    Lost { reason: String, first_needed: u64 },
     #[error("opening the data was cut off")]
-    CutOff(#[source] tokio::task::JoinError),
+    CutOff(#[from] tokio::task::JoinError),
 }
 
-/// What is wrong with a log.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct LogError(#[from] WalError);
-
-/// What is wrong with a state.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub struct StateError(#[from] EngineError);
-
-/// Opens the log and the state below `data_dir`.
-pub(crate) async fn open(
-    data_dir: &Path,
-    _snapshot_dir: &Path,
-) -> Result<(LogStore, Mvcc), StorageError> {
-    let data_dir = data_dir.to_owned();
-    tokio::task::spawn_blocking(move || open_blocking(&data_dir))
-        .await
-        .map_err(StorageError::CutOff)?
+/// What a member has on disk.
+#[derive(Clone)]
+pub(crate) struct Storage {
+    pub(crate) log: LogStore,
+    pub(crate) mvcc: Mvcc,
+    pub(crate) state_dir: Arc<StateDir>,
+    pub(crate) snapshots: SnapshotDir,
 }
 
-fn open_blocking(data_dir: &Path) -> Result<(LogStore, Mvcc), StorageError> {
-    let log_dir = DiskDir::open(data_dir.join("wal")).map_err(StorageError::LogDir)?;
-    let (log, _recovered) =
-        LogStore::open(Arc::new(log_dir), WalOptions::default()).map_err(LogError)?;
-    let engine = SledEngine::open(&data_dir.join("state")).map_err(StateError)?;
-    let mvcc = Mvcc::open(Arc::new(engine), Limits::default()).map_err(StateError)?;
-    Ok((log, mvcc))
+impl Storage {
+    /// Opens the log, the state and the snapshots below `data_dir`.
+    pub(crate) async fn open(data_dir: &Path) -> Result<Self, StorageError> {
+        let data_dir = data_dir.to_owned();
+        let opened = tokio::task::spawn_blocking(move || open(&data_dir)).await;
+        Ok(opened.map_err(Failure::CutOff)??)
+    }
+
+    /// Removes the snapshots that newer ones have made superfluous. Blocks on the disk.
+    pub(crate) fn drop_old_snapshots(&self) -> Result<(), SnapshotError> {
+        self.snapshots.keep_newest(SNAPSHOTS_KEPT)
+    }
+}
+
+fn open(data_dir: &Path) -> Result<Storage, Failure> {
+    let log_dir = DiskDir::open(data_dir.join("wal")).map_err(Failure::LogDir)?;
+    let (log, recovered) = LogStore::open(Arc::new(log_dir), WalOptions::default())?;
+    if let Some(torn) = &recovered.torn {
+        tracing::warn!(
+            file = %torn.path.display(),
+            offset = torn.offset,
+            bytes = torn.bytes,
+            "the log ended in the middle of a record; nothing there was acknowledged"
+        );
+    }
+    let snapshots = SnapshotDir::open(&data_dir.join(SNAPSHOT_DIR))?;
+    let state_dir = StateDir::new(&data_dir.join("state"), Limits::default())?;
+    let needed = recovered.checkpoint.max(recovered.purged);
+    let mvcc = match state_dir.open(needed.as_ref())? {
+        Opened::Ready(mvcc) => mvcc,
+        Opened::NeedsRebuild { reason } => {
+            tracing::warn!(reason, "the state is set aside and rebuilt from snapshot and log");
+            rebuild(&state_dir, &snapshots, recovered.purged, reason)?
+        }
+    };
+    Ok(Storage { log, mvcc, state_dir: Arc::new(state_dir), snapshots })
+}
+
+/// From the newest whole snapshot that the log continues; from nothing if the log is complete.
+fn rebuild(
+    state_dir: &StateDir,
+    snapshots: &SnapshotDir,
+    purged: Option<LogId>,
+    reason: String,
+) -> Result<Mvcc, Failure> {
+    for file in snapshots.list()? {
+        match snapshot::verify(&file.path) {
+            Ok(meta) if Some(meta.last_log_id) >= purged => {
+                return Ok(state_dir.set_aside_and_rebuild(Some(&file.path))?);
+            }
+            Ok(_) => break,
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(file = %file.path.display(), error, "a snapshot is not whole");
+            }
+        }
+    }
+    match purged {
+        None => Ok(state_dir.set_aside_and_rebuild(None)?),
+        Some(purged) => Err(Failure::Lost { reason, first_needed: purged.index() }),
+    }
 }

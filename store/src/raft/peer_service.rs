@@ -162,7 +162,9 @@ impl PeerService for PeerServer {
         while let Some(chunk) = chunks.message().await? {
             incoming.write(chunk.data).await.map_err(failed)?;
         }
-        let file = incoming.finish().await.map_err(failed)?;
+        let file = incoming.finish(&self.member.snapshots).await.map_err(|error| {
+            Status::data_loss(format!("the snapshot did not arrive whole: {error}"))
+        })?;
         let snapshot =
             Snapshot { meta: SnapshotMeta { last_log_id, last_membership }, snapshot: file };
         let response =

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use bytes::{Bytes, BytesMut};
 use futures::stream::{self, BoxStream, StreamExt as _};
 
+use crate::snapshot::SnapshotDir;
+
 /// A snapshot that lies in a file, complete and checksummed.
 #[derive(Clone, Debug)]
 pub(crate) struct SnapshotFile {
@@ -75,20 +77,24 @@ impl IncomingSnapshot {
         Ok(())
     }
 
-    /// Makes what was written durable.
-    pub(crate) async fn finish(mut self) -> io::Result<SnapshotFile> {
-        let Some(file) = self.file.take() else { return Err(already_failed()) };
-        blocking(move || file.sync_all()).await?;
-        Ok(SnapshotFile { path: std::mem::take(&mut self.path) })
+    /// Gives it its place among this member's snapshots, if it is whole.
+    pub(crate) async fn finish(mut self, snapshots: &SnapshotDir) -> io::Result<SnapshotFile> {
+        // A file that is not whole is removed with `self`.
+        self.file.take().ok_or_else(already_failed)?;
+        let (snapshots, incoming) = (snapshots.clone(), self.path.clone());
+        blocking(move || {
+            let (_, path) = snapshots.adopt(&incoming).map_err(io::Error::other)?;
+            Ok(SnapshotFile { path })
+        })
+        .await
     }
 }
 
 impl Drop for IncomingSnapshot {
     fn drop(&mut self) {
-        if !self.path.as_os_str().is_empty() {
-            // A leftover is harmless: the next start of the member clears it away.
-            let _ = std::fs::remove_file(&self.path);
-        }
+        // It is not there any more if it was adopted. A leftover is harmless: the next start of the
+        // member clears it away.
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -113,20 +119,23 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_comes_in_is_what_goes_out() {
+    async fn a_file_comes_in_chunks() {
         let dir = tempfile::tempdir().unwrap();
-        let mut incoming = IncomingSnapshot::create(dir.path(), 1).await.unwrap();
-        incoming.write(Bytes::from_static(b"one two ")).await.unwrap();
-        incoming.write(Bytes::from_static(b"three")).await.unwrap();
-        let file = incoming.finish().await.unwrap();
-        let chunks: Vec<Bytes> = file.chunks(4).await.unwrap().try_collect().await.unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "one two three").unwrap();
+        let chunks = SnapshotFile::new(path).chunks(4).await.unwrap();
+        let chunks: Vec<Bytes> = chunks.try_collect().await.unwrap();
         assert_eq!(chunks, ["one ", "two ", "thre", "e"]);
     }
 
     #[tokio::test]
-    async fn an_unfinished_snapshot_leaves_nothing() {
+    async fn what_is_unfinished_or_no_snapshot_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
+        let snapshots = SnapshotDir::open(dir.path()).unwrap();
         drop(IncomingSnapshot::create(dir.path(), 1).await.unwrap());
+        let mut nonsense = IncomingSnapshot::create(dir.path(), 2).await.unwrap();
+        nonsense.write(Bytes::from_static(b"nonsense")).await.unwrap();
+        assert!(nonsense.finish(&snapshots).await.is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
-use openraft::EntryPayload;
-use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::storage::{
+    ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot,
+};
 use openraft::type_config::alias::{SnapshotMetaOf, SnapshotOf};
+use openraft::{EntryPayload, SnapshotMeta};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,8 +22,10 @@ use tokio::time::Instant;
 use super::snapshot_transfer::{SnapshotFile, blocking};
 use super::types::{Entry, LogId, StoredMembership, TypeConfig};
 use crate::lease_clock::LeaseClock;
-use crate::mvcc::{Mvcc, Outcome};
+use crate::mvcc::Outcome;
 use crate::proposals::Proposals;
+use crate::snapshot::{self, SnapshotReader};
+use crate::storage::Storage;
 use crate::watch::WatchHub;
 
 /// Entries applied in one go, off the runtime's threads.
@@ -32,13 +36,12 @@ const PENDING_POLL: Duration = Duration::from_millis(5);
 
 /// Everything that hears of an applied entry.
 pub(crate) struct Applier {
-    pub(crate) mvcc: Mvcc,
+    pub(crate) storage: Storage,
     pub(crate) hub: Arc<WatchHub>,
     pub(crate) proposals: Arc<Proposals>,
     pub(crate) leases: Arc<LeaseClock>,
     pub(crate) applied_index: watch::Sender<u64>,
     pub(crate) applied_term: Mutex<u64>,
-    pub(crate) snapshot_dir: PathBuf,
 }
 
 impl Applier {
@@ -46,7 +49,7 @@ impl Applier {
     fn apply(&self, entry: &Entry, now: Instant) -> io::Result<()> {
         let log_id = entry.log_id;
         self.notice_term(**log_id.committed_leader_id());
-        let applied = self.mvcc.apply(log_id, &entry.payload).map_err(io::Error::other)?;
+        let applied = self.storage.mvcc.apply(log_id, &entry.payload).map_err(io::Error::other)?;
         self.hub.publish(&applied.revisions);
         if let EntryPayload::Normal(batch) = &entry.payload {
             for (command, answer) in batch.commands().iter().zip(applied.results) {
@@ -97,7 +100,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = Self;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok(self.applier.mvcc.applied())
+        Ok(self.applier.storage.mvcc.applied())
     }
 
     async fn apply<Strm>(&mut self, entries: Strm) -> io::Result<()>
@@ -106,7 +109,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut chunks = entries.ready_chunks(ENTRIES_AT_ONCE);
         while let Some(chunk) = chunks.next().await {
-            while self.applier.mvcc.pending_bytes() > PENDING_BYTES {
+            while self.applier.storage.mvcc.pending_bytes() > PENDING_BYTES {
                 tokio::time::sleep(PENDING_POLL).await;
             }
             let chunk: Vec<(Entry, Option<ApplyResponder<TypeConfig>>)> =
@@ -136,13 +139,46 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMetaOf<TypeConfig>,
         snapshot: SnapshotFile,
     ) -> io::Result<()> {
-        let _ = (meta, snapshot);
-        Err(snapshots_are_not_there_yet())
+        tracing::info!(snapshot = ?meta.last_log_id, "installing a snapshot from the leader");
+        let applier = Arc::clone(&self.applier);
+        blocking(move || {
+            let Storage { state_dir, mvcc, .. } = &applier.storage;
+            state_dir.restore(mvcc, snapshot.path()).map_err(io::Error::other)
+        })
+        .await?;
+        if let Some(last) = &meta.last_log_id {
+            *self.applier.applied_term.lock() = **last.committed_leader_id();
+            self.applier.applied_index.send_replace(last.index());
+        }
+        self.applier.proposals.state_replaced();
+        self.applier.hub.reset(self.applier.storage.mvcc.current_revision());
+        Ok(())
     }
+
     async fn get_current_snapshot(
         &mut self,
     ) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
-        Ok(None)
+        let snapshots = self.applier.storage.snapshots.clone();
+        blocking(move || {
+            let Some(file) = snapshots.newest().map_err(io::Error::other)? else { return Ok(None) };
+            let reader = SnapshotReader::open(&file.path).map_err(io::Error::other)?;
+            Ok(Some(for_openraft(reader.meta().clone(), file.path)))
+        })
+        .await
+    }
+}
+
+/// openraft's form of a snapshot of ours.
+pub(crate) fn for_openraft(
+    meta: snapshot::SnapshotMeta,
+    path: PathBuf,
+) -> SnapshotOf<TypeConfig, SnapshotFile> {
+    Snapshot {
+        meta: SnapshotMeta {
+            last_log_id: Some(meta.last_log_id),
+            last_membership: meta.membership,
+        },
+        snapshot: SnapshotFile::new(path),
     }
 }
 
@@ -150,10 +186,14 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
-        Err(snapshots_are_not_there_yet())
+        let storage = self.applier.storage.clone();
+        blocking(move || {
+            let written = storage.mvcc.write_snapshot(&storage.snapshots).map_err(io::Error::other)?;
+            let (meta, path) =
+                written.ok_or_else(|| io::Error::other("there is nothing to take a snapshot of"))?;
+            storage.drop_old_snapshots().map_err(io::Error::other)?;
+            Ok(for_openraft(meta, path))
+        })
+        .await
     }
-}
-
-fn snapshots_are_not_there_yet() -> io::Error {
-    io::Error::from(io::ErrorKind::Unsupported)
 }
