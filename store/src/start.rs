@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use openraft::SnapshotPolicy;
 use parking_lot::Mutex;
-use store_proto::peer::{IsKnownRequest, MemberAttributes};
 use store_proto::peer::command::Op;
+use store_proto::peer::{IsKnownRequest, MemberAttributes};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -28,8 +28,8 @@ use crate::raft::types::MemberNode;
 use crate::read_index::ReadIndex;
 use crate::reads::Reads;
 use crate::rpc;
-use crate::watch::{WatchHub, WatchLimits};
 use crate::storage::{SNAPSHOT_DIR, Storage, StorageError};
+use crate::watch::{WatchHub, WatchLimits};
 use crate::{housekeeping, leases, proposer, read_index};
 
 /// Entries that stay in the log behind a snapshot, for followers that are a little behind.
@@ -155,8 +155,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let log = storage.log.clone();
 
     let (leadership_sender, leadership) = watch::channel(Leadership::default());
-    let (member, pristine) =
-        assemble(&config, &settings, storage, leadership).await?;
+    let (member, pristine) = assemble(&config, &settings, storage, leadership).await?;
     if pristine {
         refuse_to_forget(&member, &settings, &config.data_dir).await?;
         initialize(&member.raft, &settings).await?;

@@ -188,9 +188,10 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
         let storage = self.applier.storage.clone();
         blocking(move || {
-            let written = storage.mvcc.write_snapshot(&storage.snapshots).map_err(io::Error::other)?;
-            let (meta, path) =
-                written.ok_or_else(|| io::Error::other("there is nothing to take a snapshot of"))?;
+            let written =
+                storage.mvcc.write_snapshot(&storage.snapshots).map_err(io::Error::other)?;
+            let (meta, path) = written
+                .ok_or_else(|| io::Error::other("there is nothing to take a snapshot of"))?;
             storage.drop_old_snapshots().map_err(io::Error::other)?;
             Ok(for_openraft(meta, path))
         })
