@@ -24,7 +24,7 @@ use crate::proposals::Proposals;
 use crate::raft::log_store::LogStore;
 use crate::raft::network::Network;
 use crate::raft::state_machine::{Applier, StateMachine};
-use crate::raft::types::MemberNode;
+use crate::raft::types::{MemberNode, TypeConfig};
 use crate::read_index::ReadIndex;
 use crate::reads::Reads;
 use crate::rpc;
@@ -38,6 +38,8 @@ const LOG_ENTRIES_KEPT: u64 = 4096;
 /// has them: never, as the log is the cheaper way.
 const REPLICATION_LAG: u64 = u64::MAX / 2;
 const ENTRIES_PER_MESSAGE: u64 = 1024;
+/// For openraft to tell of the membership that it was started with.
+const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(10);
 const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
 /// For the question to a peer whether it knows this member.
 const ASK_PEER: Duration = Duration::from_secs(1);
@@ -160,6 +162,12 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         refuse_to_forget(&member, &settings, &config.data_dir).await?;
         initialize(&member.raft, &settings).await?;
     }
+    // From here on everybody who asks is told who the members are.
+    let is_known = |metrics: &openraft::RaftMetrics<TypeConfig>| {
+        metrics.membership_config.nodes().next().is_some()
+    };
+    let known = member.raft.wait(Some(MEMBERSHIP_TIMEOUT)).metrics(is_known, "membership").await;
+    known.map_err(|error| Error::Raft(error.to_string()))?;
 
     let stop = CancellationToken::new();
     let mut tasks = Tasks { set: JoinSet::new(), stop: stop.clone() };
