@@ -11,6 +11,7 @@ use api::ObjectKey;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::runtime::{Runtime, RuntimeError};
 
@@ -65,7 +66,7 @@ impl Puller {
         while tasks.try_join_next().is_some() {}
         let (runtime, slots) = (self.runtime.clone(), self.slots.clone());
         let (pulls, wake, image) = (self.pulls.clone(), self.wake.clone(), image.to_owned());
-        tasks.spawn(async move {
+        let pull = async move {
             // The semaphore is never closed; were it, the pull would go ahead all the same.
             let _slot = slots.acquire().await.ok();
             tracing::info!(image, "pulling image");
@@ -83,7 +84,8 @@ impl Puller {
                 waiting
             };
             woken.into_iter().for_each(|pod| wake(pod));
-        });
+        };
+        tasks.spawn(pull.in_current_span());
     }
 
     /// Whether the pod waits for a pull.

@@ -3,9 +3,9 @@
 //! The kubelet registers its node, keeps the node's status true, and renews a Lease
 //! `kube-node-lease/<node>` every few seconds. The lease is the heartbeat: a small object that
 //! nobody but the node lifecycle controller follows, so that a thousand beating nodes do not wake
-//! everyone who watches nodes. The node itself is written when something about it changed, when
-//! heartbeats were missed (the controller may have declared the node unknown meanwhile, and only
-//! the kubelet takes that back), and now and then regardless.
+//! everyone who watches nodes. The node itself is read now and then, at once when heartbeats were
+//! missed, and written when it does not say what it should: it may have been deleted, or declared
+//! unknown, and only its kubelet takes that back.
 //!
 //! The engine is asked for a sign of life at every beat. While it gives none the node is not
 //! Ready, and says why; the heartbeat goes on.
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::{Api, Clock, Error, ObjectKey, Store};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -25,13 +25,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Chain;
-use crate::runtime::{EngineInfo, Runtime};
+use crate::runtime::{EngineInfo, Runtime, RuntimeError};
 use crate::status;
 
 /// How often the lease is renewed and the engine asked for a sign of life.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the engine has for a sign of life; less than the heartbeat's interval, so that it
+/// never holds one back.
+const PING_DEADLINE: Duration = Duration::from_secs(3);
+/// How often the node is compared with what it should say.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the node is written though nothing changed.
-const STATUS_INTERVAL: Duration = Duration::from_secs(10);
+const WRITE_INTERVAL: SignedDuration = SignedDuration::from_secs(60);
 /// How long a lease is good for, for those who read it; Kubernetes' default.
 const LEASE_SECONDS: i32 = 40;
 /// Where the leases of nodes are.
@@ -82,26 +87,65 @@ pub(crate) fn own_address() -> IpAddr {
 }
 
 /// Whether the node takes pods, and if not why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ready(pub(crate) Result<(), String>);
+pub(crate) type Ready = Result<(), String>;
 
-/// Brings a node up to date with the facts; what others keep in it (labels, taints, whether it is
-/// cordoned, conditions of theirs) stays.
-fn refresh(status: &mut NodeStatus, facts: &NodeFacts, ready: &Ready, now: Timestamp) {
-    let quantities = BTreeMap::from([
+/// The status that the facts amount to, beginning with the one that is stored: what others keep in
+/// it, such as conditions of theirs, stays. The heartbeat time alone is no reason to write a node,
+/// until it is old.
+fn node_status(
+    stored: &NodeStatus,
+    facts: &NodeFacts,
+    ready: &Ready,
+    now: Timestamp,
+) -> NodeStatus {
+    let capacity = BTreeMap::from([
         ("cpu".to_owned(), Quantity(facts.engine.cpus.to_string())),
         ("memory".to_owned(), Quantity(format!("{}Ki", facts.engine.memory_bytes / 1024))),
         ("pods".to_owned(), Quantity(PODS_MAX.to_string())),
     ]);
-    status.allocatable = Some(quantities.clone());
-    status.capacity = Some(quantities);
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
-    status.addresses = Some(vec![
-        address("InternalIP", facts.ip.to_string()),
-        address("Hostname", facts.name.clone()),
-    ]);
+    let mut status = NodeStatus {
+        allocatable: Some(capacity.clone()),
+        capacity: Some(capacity),
+        addresses: Some(vec![
+            address("InternalIP", facts.ip.to_string()),
+            address("Hostname", facts.name.clone()),
+        ]),
+        node_info: Some(node_info(facts)),
+        ..stored.clone()
+    };
+    let condition = ready_condition(status.conditions.get_or_insert_default());
+    let (holds, reason, message) = match ready {
+        Ok(()) => ("True", "KubeletReady", "kubelet is posting ready status"),
+        Err(why) => ("False", "KubeletNotReady", why.as_str()),
+    };
+    if condition.status != holds {
+        holds.clone_into(&mut condition.status);
+        condition.last_transition_time = Some(status::time(now));
+    }
+    condition.reason = Some(reason.to_owned());
+    condition.message = Some(message.to_owned());
+    let written = condition.last_heartbeat_time.as_ref().map(|time| time.0);
+    let old = written.is_none_or(|at| now.duration_since(at) >= WRITE_INTERVAL);
+    if old || status != *stored {
+        let condition = ready_condition(status.conditions.get_or_insert_default());
+        condition.last_heartbeat_time = Some(status::time(now));
+    }
+    status
+}
+
+fn ready_condition(conditions: &mut Vec<NodeCondition>) -> &mut NodeCondition {
+    match conditions.iter().position(|condition| condition.type_ == "Ready") {
+        Some(index) => &mut conditions[index],
+        None => conditions
+            .push_mut(NodeCondition { type_: "Ready".to_owned(), ..NodeCondition::default() }),
+    }
+}
+
+/// All ten strings are there, if empty: some clients cannot do without.
+fn node_info(facts: &NodeFacts) -> NodeSystemInfo {
     let version = format!("v{}", env!("CARGO_PKG_VERSION"));
-    status.node_info = Some(NodeSystemInfo {
+    NodeSystemInfo {
         architecture: facts.engine.architecture.clone(),
         boot_id: facts.machine.boot_id.clone(),
         container_runtime_version: format!("{}://{}", facts.engine_scheme, facts.engine.version),
@@ -113,25 +157,7 @@ fn refresh(status: &mut NodeStatus, facts: &NodeFacts, ready: &Ready, now: Times
         os_image: facts.engine.os_image.clone(),
         system_uuid: facts.machine.system_uuid.clone(),
         ..NodeSystemInfo::default()
-    });
-    let (holds, reason, message) = match &ready.0 {
-        Ok(()) => ("True", "KubeletReady", "kubelet is posting ready status"),
-        Err(why) => ("False", "KubeletNotReady", why.as_str()),
-    };
-    let conditions = status.conditions.get_or_insert_default();
-    let index = conditions.iter().position(|condition| condition.type_ == "Ready");
-    let condition = match index {
-        Some(index) => &mut conditions[index],
-        None => conditions
-            .push_mut(NodeCondition { type_: "Ready".to_owned(), ..NodeCondition::default() }),
-    };
-    if condition.status != holds {
-        holds.clone_into(&mut condition.status);
-        condition.last_transition_time = Some(status::time(now));
     }
-    condition.last_heartbeat_time = Some(status::time(now));
-    condition.reason = Some(reason.to_owned());
-    condition.message = Some(message.to_owned());
 }
 
 /// Labels that a node is born with; the scheduler and people select by them.
@@ -154,8 +180,10 @@ pub(crate) struct NodeAgent {
     leases: Api<Lease>,
     clock: Clock,
     lease: Option<Lease>,
-    /// What was last written, and when.
-    written: Option<(Ready, Instant)>,
+    /// Beats in a row at which the engine did not answer in time.
+    silences: u32,
+    /// What the node was last made to say, and when that was checked.
+    told: Option<(Ready, Instant)>,
     beat_at: Option<Instant>,
 }
 
@@ -168,7 +196,8 @@ impl NodeAgent {
             leases: store.api(),
             clock: store.clock().clone(),
             lease: None,
-            written: None,
+            silences: 0,
+            told: None,
             beat_at: None,
         }
     }
@@ -179,19 +208,14 @@ impl NodeAgent {
         let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut trouble = false;
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
-            let outcome = tokio::select! {
-                () = stop.cancelled() => return,
-                outcome = self.beat() => outcome,
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let Some(outcome) = stop.run_until_cancelled(Box::pin(self.beat())).await else {
+                return;
             };
             match &outcome {
-                Ok(()) if trouble => tracing::info!("heartbeat is heard again"),
+                Ok(()) if trouble => tracing::info!("the store takes heartbeats again"),
                 Err(error) if !trouble => {
-                    tracing::warn!(error = %Chain(error), "heartbeat cannot be written");
+                    tracing::warn!(error = %Chain(error), "the heartbeat cannot be written");
                 }
                 _ => {}
             }
@@ -200,58 +224,72 @@ impl NodeAgent {
     }
 
     async fn beat(&mut self) -> Result<(), Error> {
-        // Side by side: an engine that hangs must not silence the heartbeat.
         let runtime = self.runtime.clone();
-        let (engine, lease) = tokio::join!(runtime.info(), self.renew());
-        lease?;
-        let ready = Ready(match engine {
-            Ok(engine) => {
-                self.facts.engine = engine;
-                Ok(())
-            }
-            Err(error) => Err(Chain(&error).to_string()),
-        });
-        let now = Instant::now();
-        let missed = self.beat_at.is_none_or(|at| now - at > HEARTBEAT_INTERVAL * 2);
-        let due = self
-            .written
+        let ping = tokio::time::timeout(PING_DEADLINE, runtime.ping());
+        // Side by side: an engine that hangs must not silence the heartbeat.
+        let (ping, renewed) = tokio::join!(ping, self.renew());
+        renewed?;
+        let ready = self.judge(ping.ok());
+        let missed = self.beat_at.is_none_or(|at| at.elapsed() > HEARTBEAT_INTERVAL * 2);
+        let as_told = self
+            .told
             .as_ref()
-            .is_none_or(|(told, at)| *told != ready || now - *at >= STATUS_INTERVAL);
-        if missed || due {
-            self.write(&ready).await?;
-            if self.written.as_ref().is_none_or(|(told, _)| *told != ready) {
-                match &ready.0 {
+            .is_some_and(|(told, at)| *told == ready && at.elapsed() < CHECK_INTERVAL);
+        if missed || !as_told {
+            self.check(&ready).await?;
+            if self.told.as_ref().is_none_or(|(told, _)| *told != ready) {
+                match &ready {
                     Ok(()) => tracing::info!("node is ready"),
                     Err(reason) => tracing::warn!(reason, "node is not ready"),
                 }
             }
-            self.written = Some((ready, now));
+            self.told = Some((ready, Instant::now()));
         }
         self.beat_at = Some(Instant::now());
         Ok(())
     }
 
-    /// Writes the node, registering it if it is not there.
-    async fn write(&self, ready: &Ready) -> Result<(), Error> {
-        let key = ObjectKey::cluster(&self.facts.name);
+    /// An engine that refuses is gone; one that is silent may only be busy, once.
+    fn judge(&mut self, answer: Option<Result<(), RuntimeError>>) -> Ready {
+        self.silences = if answer.is_none() { self.silences + 1 } else { 0 };
+        match answer {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(Chain(&error).to_string()),
+            None if self.silences < 2 => Ok(()),
+            None => Err("the container engine does not answer".to_owned()),
+        }
+    }
+
+    /// Makes the node say what it should; registers it if it is not there.
+    async fn check(&mut self, ready: &Ready) -> Result<(), Error> {
+        if ready.is_ok()
+            && let Ok(Ok(engine)) = tokio::time::timeout(PING_DEADLINE, self.runtime.info()).await
+        {
+            self.facts.engine = engine;
+        }
         let now = self.clock.now();
-        let existing = match self.nodes.find(&key).await? {
-            Some(existing) => existing,
+        let status = |stored: &Option<NodeStatus>| {
+            Some(node_status(&stored.clone().unwrap_or_default(), &self.facts, ready, now))
+        };
+        let key = ObjectKey::cluster(&self.facts.name);
+        match self.nodes.find(&key).await? {
+            Some(node) => {
+                let change = |node: &mut Node| {
+                    node.status = status(&node.status);
+                    Ok(())
+                };
+                self.nodes.modify_status_from(&node, change).await?;
+            }
             None => {
+                tracing::info!("registering the node");
                 let metadata = ObjectMeta {
                     name: Some(self.facts.name.clone()),
                     labels: Some(labels(&self.facts)),
                     ..ObjectMeta::default()
                 };
-                tracing::info!("registering the node");
-                self.nodes.create(Node { metadata, ..Node::default() }).await?
+                self.nodes.create(Node { metadata, status: status(&None), spec: None }).await?;
             }
-        };
-        let change = |node: &mut Node| {
-            refresh(node.status.get_or_insert_default(), &self.facts, ready, now);
-            Ok(())
-        };
-        self.nodes.modify_status_from(&existing, change).await?;
+        }
         Ok(())
     }
 
@@ -291,5 +329,71 @@ impl NodeAgent {
             }
         };
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> NodeFacts {
+        NodeFacts {
+            name: "node-1".into(),
+            ip: [192, 0, 2, 7].into(),
+            engine: EngineInfo { cpus: 2, memory_bytes: 4096, ..EngineInfo::default() },
+            engine_scheme: "fake",
+            machine: Machine::default(),
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn ready(status: &NodeStatus) -> NodeCondition {
+        let conditions = status.conditions.clone().unwrap();
+        conditions.into_iter().find(|condition| condition.type_ == "Ready").unwrap()
+    }
+
+    #[test]
+    fn a_node_is_written_on_news_and_now_and_then() {
+        let first = node_status(&NodeStatus::default(), &facts(), &Ok(()), at(100));
+        assert_eq!(ready(&first).status, "True");
+        assert_eq!(ready(&first).last_heartbeat_time, Some(status::time(at(100))));
+        assert_eq!(node_status(&first, &facts(), &Ok(()), at(159)), first);
+        let later = node_status(&first, &facts(), &Ok(()), at(160));
+        assert_eq!(ready(&later).last_heartbeat_time, Some(status::time(at(160))));
+        assert_eq!(ready(&later).last_transition_time, Some(status::time(at(100))));
+
+        let down = node_status(&first, &facts(), &Err("gone".into()), at(110));
+        assert_eq!(ready(&down).status, "False");
+        assert_eq!(ready(&down).message.as_deref(), Some("gone"));
+        assert_eq!(ready(&down).last_transition_time, Some(status::time(at(110))));
+    }
+
+    #[test]
+    fn what_others_wrote_is_kept_and_being_declared_unknown_is_taken_back() {
+        let mut stored = node_status(&NodeStatus::default(), &facts(), &Ok(()), at(100));
+        let conditions = stored.conditions.as_mut().unwrap();
+        conditions[0].status = "Unknown".into();
+        let foreign = NodeCondition { type_: "Weather".into(), ..NodeCondition::default() };
+        conditions.push(foreign.clone());
+        let status = node_status(&stored, &facts(), &Ok(()), at(105));
+        assert_eq!(ready(&status).status, "True");
+        assert_eq!(ready(&status).last_heartbeat_time, Some(status::time(at(105))));
+        assert!(status.conditions.unwrap().contains(&foreign));
+    }
+
+    #[tokio::test]
+    async fn one_silence_of_the_engine_is_forgiven() {
+        let client = api::ClientConfig::new("http://127.0.0.1:1").unwrap();
+        let store = Store::new(api::Client::new(client).unwrap(), Clock::system());
+        let runtime = crate::runtime::fake::FakeRuntime::new(1, 1);
+        let mut agent = NodeAgent::new(facts(), runtime, &store);
+        assert!(agent.judge(None).is_ok());
+        assert!(agent.judge(None).is_err());
+        assert!(agent.judge(Some(Ok(()))).is_ok());
+        assert!(agent.judge(None).is_ok());
+        assert!(agent.judge(Some(Err(RuntimeError::Unreachable("gone".into())))).is_err());
     }
 }

@@ -490,7 +490,12 @@ impl Pods {
             // The informer is about to say so, too.
             Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => {
-                record.unwritten = Some(plan.status.clone());
+                // A status that only tells what can be seen is made anew next time, from what
+                // somebody else wrote. One that could not be written at all, or that tells what
+                // is about to be destroyed, is kept.
+                if plan.record_first || !matches!(error, Error::Conflict { .. }) {
+                    record.unwritten = Some(plan.status.clone());
+                }
                 Err(error)
             }
         }

@@ -63,7 +63,11 @@ impl Record {
     pub(crate) fn previous(&self, pod: &Pod) -> PodStatus {
         let stored = pod.status.clone().unwrap_or_default();
         match &self.unwritten {
-            Some(unwritten) if !status::is_terminal(&stored) => unwritten.clone(),
+            Some(unwritten) if !status::is_terminal(&stored) => {
+                let mut previous = unwritten.clone();
+                status::adopt_conditions(&mut previous, &stored);
+                previous
+            }
             _ => stored,
         }
     }
@@ -165,9 +169,18 @@ mod tests {
     #[test]
     fn an_unwritten_status_goes_on_unless_the_pod_was_ended() {
         let mut record = Record::default();
-        let unwritten: PodStatus = serde_json::from_value(json!({"message": "mine"})).unwrap();
-        record.unwritten = Some(unwritten.clone());
-        assert_eq!(record.previous(&pod("1", "a", &json!({"phase": "Running"}))), unwritten);
+        let conditions = |ready: &str, weather: &str| {
+            json!([
+                {"type": "Ready", "status": ready},
+                {"type": "example.org/weather", "status": weather},
+            ])
+        };
+        let status = |conditions| json!({"phase": "Running", "conditions": conditions});
+        record.unwritten = serde_json::from_value(status(conditions("False", "Rain"))).unwrap();
+        let stored = pod("1", "a", &status(conditions("True", "Sun")));
+        let expected: PodStatus =
+            serde_json::from_value(status(conditions("False", "Sun"))).unwrap();
+        assert_eq!(record.previous(&stored), expected);
         let failed = pod("1", "a", &json!({"phase": "Failed"}));
         assert_eq!(record.previous(&failed).phase.as_deref(), Some("Failed"));
     }

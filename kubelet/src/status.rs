@@ -14,6 +14,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::runtime::{Container, Exit};
 use crate::spec::{self, RestartPolicy};
 
+/// The conditions that a kubelet speaks of; others belong to others.
+const OWN_CONDITIONS: [&str; 4] = ["PodScheduled", "Initialized", "ContainersReady", "Ready"];
+
 /// What a pod's container is shown to be doing.
 #[derive(Clone, Debug)]
 pub(crate) enum Shown<'a> {
@@ -209,6 +212,14 @@ pub(crate) fn set_condition(
     let (reason, message) = why.unzip();
     condition.reason = reason.map(str::to_owned);
     condition.message = message.filter(|message| !message.is_empty());
+}
+
+/// Takes the conditions of others as they are in `stored`.
+pub(crate) fn adopt_conditions(status: &mut PodStatus, stored: &PodStatus) {
+    let is_own = |condition: &PodCondition| OWN_CONDITIONS.contains(&condition.type_.as_str());
+    let foreign = stored.conditions.iter().flatten().filter(|condition| !is_own(condition));
+    let own = status.conditions.iter().flatten().filter(|condition| is_own(condition));
+    status.conditions = Some(own.chain(foreign).cloned().collect());
 }
 
 /// A moment as Kubernetes stores it: whole seconds.

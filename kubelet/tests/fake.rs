@@ -258,7 +258,10 @@ async fn what_cannot_start_says_why_and_holds_nobody_up() {
     world.engine.script("missing", Script { pull_error, ..Script::default() });
     let start_error = Some("no such file: /bin/nope".into());
     world.engine.script("broken", Script { start_error, ..Script::default() });
+    let start_delay = Duration::from_secs(3600);
+    world.engine.script("stuck", Script { start_delay, ..Script::default() });
     let kubelet = world.kubelet("node-1").await;
+    world.pods.run("stuck", "node-1", json!({"image": "stuck"}), json!({})).await;
     world.pods.run("missing", "node-1", json!({"image": "missing"}), json!({})).await;
     world.pods.run("broken", "node-1", json!({"image": "broken"}), json!({})).await;
     let never = json!({"image": "absent", "imagePullPolicy": "Never"});

@@ -80,6 +80,10 @@ impl Runtime for DockerRuntime {
         "docker"
     }
 
+    async fn ping(&self) -> Result<(), RuntimeError> {
+        within("ping", SHORT_DEADLINE, self.docker.ping()).await.map(|_| ())
+    }
+
     async fn info(&self) -> Result<EngineInfo, RuntimeError> {
         let info = within("info", SHORT_DEADLINE, self.docker.info()).await?;
         let positive = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok());
@@ -195,7 +199,10 @@ impl Runtime for DockerRuntime {
             ("event", ["die", "destroy"].map(str::to_owned).to_vec()),
             ("label", vec![format!("{}={node}", labels::NODE)]),
         ]);
-        let options = EventsOptionsBuilder::new().filters(&filters).build();
+        // The stream connects when it is first read; the engine then begins with what happened
+        // since this moment.
+        let since = Timestamp::now().as_second().to_string();
+        let options = EventsOptionsBuilder::new().filters(&filters).since(&since).build();
         let events = self.docker.events(Some(options)).filter_map(|message| async move {
             let attributes = match message {
                 Ok(message) => message.actor?.attributes?,
@@ -233,6 +240,8 @@ fn runtime_error(error: DockerError) -> RuntimeError {
             _ => RuntimeError::Refused(message),
         },
         DockerError::DockerStreamError { error } => RuntimeError::Refused(error),
+        // Its words only repeat those of what is in it.
+        DockerError::HyperLegacyError { err } => RuntimeError::Unreachable(err.into()),
         other => RuntimeError::Unreachable(other.into()),
     }
 }

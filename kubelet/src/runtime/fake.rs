@@ -159,6 +159,10 @@ impl Runtime for FakeRuntime {
         "fake"
     }
 
+    async fn ping(&self) -> Result<(), RuntimeError> {
+        self.reachable().map(|_| ())
+    }
+
     async fn info(&self) -> Result<EngineInfo, RuntimeError> {
         self.reachable().map(|_| self.info.clone())
     }

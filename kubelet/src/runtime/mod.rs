@@ -191,7 +191,10 @@ pub trait Runtime: Send + Sync + 'static {
     /// The scheme of its container ids in a pod's status: `docker` in `docker://d803aed8…`.
     fn scheme(&self) -> &'static str;
 
-    /// The engine's version and its machine's size; also tells whether the engine is there.
+    /// A sign of life.
+    async fn ping(&self) -> Result<(), RuntimeError>;
+
+    /// The engine's version and its machine's size.
     async fn info(&self) -> Result<EngineInfo, RuntimeError>;
 
     /// The containers labelled with that node, of one pod or of all.
