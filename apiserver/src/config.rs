@@ -28,18 +28,6 @@ pub struct Config {
     pub request_timeout_ms: u64,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        /// Only what it takes to let clap fill in the defaults that the flags declare.
-        #[derive(clap::Parser)]
-        struct Defaults {
-            #[command(flatten)]
-            config: Config,
-        }
-        <Defaults as clap::Parser>::parse_from(["apiserver"]).config
-    }
-}
-
 /// Why the API server could not start, or ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -151,7 +151,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let app = App { store, limits, stop: stop.clone() };
     let mut tasks = JoinSet::new();
     tasks.spawn(serve::serve(listener, router(app), stop.clone()));
-    info!(%addr, store = %config.store, "apiserver: listening");
+    info!(%addr, store = %config.store, "listening");
     Ok(Running { addr, stop, tasks })
 }
 
@@ -175,7 +175,7 @@ impl Running {
         self.stop.cancel();
         let drained = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(DRAIN, drained).await.is_err() {
-            tracing::warn!("apiserver: requests were cut off at the deadline");
+            tracing::warn!("requests were cut off at the deadline");
         }
         self.tasks.shutdown().await;
     }
