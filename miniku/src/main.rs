@@ -1,1 +1,93 @@
-fn main() {}
+//! The one binary: `miniku up` is everything in one process, the other commands are one part each.
+//!
+//! Exit codes: 0, it was asked to stop and did; 1, it failed; 2, the command line makes no sense.
+
+mod cli;
+mod logging;
+mod parts;
+mod signals;
+mod up;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::logging::Format;
+use crate::parts::Parts;
+use crate::signals::Signals;
+
+/// What is still blocked in a system call after everything was stopped is not waited for.
+const RUNTIME_STOP: Duration = Duration::from_secs(1);
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let format = cli.logging.start();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.into(), format),
+    };
+    // The runtime's own threads run the work; on this one it would be on a stack of another size.
+    let outcome = runtime.block_on(async { run(cli.command).await });
+    runtime.shutdown_timeout(RUNTIME_STOP);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, format),
+    }
+}
+
+/// Runs a command until it is asked to stop; `Err` when it could not start, or ended by itself.
+async fn run(command: Command) -> anyhow::Result<()> {
+    let mut signals = Signals::catch()?;
+    let mut parts = Parts::default();
+    let started = tokio::select! {
+        started = start(command, &mut parts) => started,
+        signal = signals.next() => {
+            tracing::info!(signal, "asked to stop while starting");
+            parts.stop(&mut signals).await;
+            return Ok(());
+        }
+    };
+    let ended = match started {
+        Ok(()) => tokio::select! {
+            error = parts.ended() => Err(error),
+            signal = signals.next() => {
+                tracing::info!(signal, "stopping; once more to stop at once");
+                Ok(())
+            }
+        },
+        Err(error) => Err(error),
+    };
+    parts.stop(&mut signals).await;
+    ended
+}
+
+async fn start(command: Command, parts: &mut Parts) -> anyhow::Result<()> {
+    match command {
+        Command::Up(args) => up::start(args, parts).await?,
+        Command::Store(config) => parts.add("store", store::start(config).await?),
+        Command::Apiserver(config) => parts.add("apiserver", apiserver::start(config).await?),
+        Command::Controllers(config) => parts.add("controllers", controllers::start(config).await?),
+        Command::Kubelet(config) => parts.add("kubelet", kubelet::start(config).await?),
+    }
+    Ok(())
+}
+
+/// Says once what went wrong, with its causes.
+fn fail(error: &anyhow::Error, format: Format) -> ExitCode {
+    match format {
+        Format::Human => cli::say_error(format_args!("error: {error:#}")),
+        Format::Json => tracing::error!(error = format!("{error:#}"), "miniku failed"),
+    }
+    ExitCode::from(if is_usage(error) { USAGE } else { FAILED })
+}
+
+/// Whether the flags were at fault, though only the part that they are for could tell.
+fn is_usage(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(store::Error::Config(_)))
+        || matches!(error.downcast_ref(), Some(kubelet::Error::NodeName { .. }))
+}
