@@ -63,18 +63,6 @@ pub struct Config {
     pub snapshot_log_bytes: u64,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        /// Only what it takes to let clap fill in the defaults that the flags declare.
-        #[derive(clap::Parser)]
-        struct Defaults {
-            #[command(flatten)]
-            config: Config,
-        }
-        <Defaults as clap::Parser>::parse_from(["store"]).config
-    }
-}
-
 /// A flag whose value cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -213,7 +201,7 @@ mod tests {
 
     fn three() -> Config {
         let cluster = "n1=http://127.0.0.1:1,n2=http://127.0.0.1:2,n3=http://127.0.0.1:3";
-        Config { name: "n2".into(), initial_cluster: Some(cluster.into()), ..Config::default() }
+        Config { name: "n2".into(), initial_cluster: Some(cluster.into()), ..three() }
     }
 
     #[test]
