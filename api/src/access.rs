@@ -1,22 +1,14 @@
 //! Reading and writing objects.
 
-use std::fmt;
 use std::marker::PhantomData;
-use std::str::FromStr;
 
-use bytes::Bytes;
-use store_client::etcdserverpb::response_op::Response;
-use store_client::etcdserverpb::{RangeRequest, TxnRequest, TxnResponse};
-use store_client::mvccpb::KeyValue;
 use store_client::{Client, request};
 use uuid::Uuid;
 
-use crate::fence;
 use crate::lifecycle::{self, Step};
+use crate::swap::{Swap, decode, set_revision};
 use crate::{Clock, Error, Object, ObjectKey, Scope, WatchStream};
 
-/// Objects read with one request when a list is read as a whole.
-const PAGE_OBJECTS: i64 = 500;
 /// Random characters after a `generateName`, and how often another draw is made when the name is
 /// taken: Kubernetes' numbers.
 const GENERATED_CHARS: usize = 5;
@@ -61,58 +53,6 @@ pub struct Api<K> {
     kind: PhantomData<fn() -> K>,
 }
 
-/// Objects, and the revision at which they were read: a watch goes on from there.
-#[derive(Clone, Debug, PartialEq)]
-pub struct List<K> {
-    /// The objects, by namespace and name.
-    pub items: Vec<K>,
-    /// The list's resourceVersion.
-    pub revision: i64,
-    /// Where the next page begins; none when this is the last one.
-    pub next: Option<Continue>,
-    /// How many objects come after these.
-    pub remaining: i64,
-}
-
-/// How much of a list to read.
-#[derive(Clone, Debug, Default)]
-pub struct ListOptions {
-    /// The most objects to read; 0: all.
-    pub limit: i64,
-    /// Where a page before this one ended.
-    pub next: Option<Continue>,
-    /// The revision to read at; none: the newest. A page after the first is read at the revision
-    /// of the first, whatever this says.
-    pub revision: Option<i64>,
-}
-
-/// Where a list goes on, and at which revision. As text it is `REVISION:KEY`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Continue {
-    revision: i64,
-    /// What the scope's prefix is followed by in the first key of the page.
-    start: String,
-}
-
-impl fmt::Display for Continue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.revision, self.start)
-    }
-}
-
-impl FromStr for Continue {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let (revision, start) = text.split_once(':').ok_or(Error::BadContinue)?;
-        let revision = revision.parse().map_err(|_| Error::BadContinue)?;
-        if revision <= 0 {
-            return Err(Error::BadContinue);
-        }
-        Ok(Self { revision, start: start.to_owned() })
-    }
-}
-
 /// How to delete an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeleteOptions {
@@ -143,18 +83,14 @@ impl<K> Deletion<K> {
     }
 }
 
-/// What a compare-and-swap found.
-pub(crate) enum Swap {
-    /// It was carried out, at this revision.
-    Done(i64),
-    /// The key was changed; this is what it holds now, if anything.
-    Changed(Option<KeyValue>),
-}
-
 impl<K: Object> Api<K> {
     /// The clock that objects are stamped with.
     pub fn clock(&self) -> &Clock {
         &self.store.clock
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.store.client
     }
 
     /// Reads an object, linearizably. [`Error::NotFound`] when there is none.
@@ -166,54 +102,6 @@ impl<K: Object> Api<K> {
     pub async fn find(&self, key: &ObjectKey) -> Result<Option<K>, Error> {
         let response = self.store.client.range(request::key(key.store_key(K::kind()))).await?;
         response.kvs.first().map(decode).transpose()
-    }
-
-    /// Reads all objects of a scope at one revision, in pages. What is not an object of the kind
-    /// is left out, with a warning in the log.
-    pub async fn list(&self, scope: &Scope) -> Result<List<K>, Error> {
-        let mut page = ListOptions { limit: PAGE_OBJECTS, ..ListOptions::default() };
-        let mut all = self.list_page(scope, page.clone()).await?;
-        while let Some(next) = all.next.take() {
-            page.next = Some(next);
-            let more = self.list_page(scope, page.clone()).await?;
-            all.items.extend(more.items);
-            all.next = more.next;
-            all.remaining = more.remaining;
-        }
-        Ok(all)
-    }
-
-    /// Reads a page of a scope. [`Error::Expired`] when its revision is compacted.
-    pub async fn list_page(&self, scope: &Scope, options: ListOptions) -> Result<List<K>, Error> {
-        let prefix = scope.prefix(K::kind());
-        let (start, revision) = match &options.next {
-            Some(next) => (format!("{prefix}{}", next.start), Some(next.revision)),
-            None => (prefix.clone(), options.revision),
-        };
-        let response = self
-            .store
-            .client
-            .range(RangeRequest {
-                key: start.into(),
-                range_end: request::prefix_end(prefix.as_bytes()),
-                limit: options.limit,
-                revision: revision.unwrap_or(0),
-                ..RangeRequest::default()
-            })
-            .await?;
-        let header = response.header.unwrap_or_default();
-        let revision = revision.unwrap_or(header.revision);
-        let next = match response.kvs.last() {
-            Some(last) if response.more => {
-                let key = String::from_utf8_lossy(&last.key);
-                let after = key.strip_prefix(&prefix).unwrap_or_default();
-                Some(Continue { revision, start: format!("{after}\0") })
-            }
-            _ => None,
-        };
-        let remaining = response.count - i64::try_from(response.kvs.len()).unwrap_or(i64::MAX);
-        let items = response.kvs.iter().filter_map(decode_or_warn).collect();
-        Ok(List { items, revision, next, remaining: remaining.max(0) })
     }
 
     /// Creates an object: fills in uid, creationTimestamp, generation 1 and defaults, and a name
@@ -242,7 +130,7 @@ impl<K: Object> Api<K> {
         let uid = Uuid::new_v4().to_string();
         let mut object = lifecycle::create(object, uid, self.store.clock.now())?;
         let key = object.key();
-        match self.swap(&key, None, Some(&object)).await? {
+        match self.swap(&key, None, Some(&mut object)).await? {
             Swap::Done(revision) => {
                 set_revision(&mut object, revision);
                 Ok(object)
@@ -409,12 +297,12 @@ impl<K: Object> Api<K> {
             before = self.get(&key).await?;
         }
         for _ in 0..MODIFY_TRIES {
-            let after = match step(&before)? {
+            let mut after = match step(&before)? {
                 Step::Keep => return Ok(Deletion::Pending(before)),
                 Step::Write(after) => Some(after),
                 Step::Remove => None,
             };
-            match (self.swap(&key, Some(&before), after.as_ref()).await?, after) {
+            match (self.swap(&key, Some(&before), after.as_mut()).await?, after) {
                 (Swap::Done(revision), Some(mut after)) => {
                     set_revision(&mut after, revision);
                     return Ok(Deletion::Pending(after));
@@ -430,110 +318,10 @@ impl<K: Object> Api<K> {
         let reason = format!("{MODIFY_TRIES} attempts met a change by somebody else");
         Err(Error::Conflict { kind: K::kind().plural, key, reason })
     }
-
-    /// One transaction that takes an object from `before`, none when it must not exist, to
-    /// `after`, none when it goes, and the copy under its node with it.
-    ///
-    /// A swap whose answer is lost is sent again: it compares the mod revision, so it takes place
-    /// once. If the compare fails then, what is there tells whether that was our own doing: our
-    /// very bytes, which hold a uid. A creation has a [`fence`] besides.
-    async fn swap(
-        &self,
-        key: &ObjectKey,
-        before: Option<&K>,
-        after: Option<&K>,
-    ) -> Result<Swap, Error> {
-        let store_key = Bytes::from(key.store_key(K::kind()));
-        let copy_key = |object: &K| object.node_name().map(|node| key.node_pod_key(node));
-        let (old_copy, new_copy) = (before.and_then(copy_key), after.and_then(copy_key));
-        let value = after.map(encode).transpose()?;
-
-        let mut success = Vec::with_capacity(3);
-        match &value {
-            Some(value) => success.push(request::put_op(store_key.clone(), value.clone())),
-            None => success.push(request::delete_op(store_key.clone())),
-        }
-        if let Some(old) = old_copy.filter(|old| Some(old) != new_copy.as_ref()) {
-            success.push(request::delete_op(old));
-        }
-        if let (Some(new), Some(value)) = (new_copy, &value) {
-            success.push(request::put_op(new, value.clone()));
-        }
-        let revision = before.map_or(0, Object::revision);
-        let created = after.filter(|_| before.is_none()).map(Object::uid);
-        let mut compare = vec![request::mod_revision_is(store_key.clone(), revision)];
-        compare.extend(created.map(fence::is_open));
-        let txn = TxnRequest {
-            compare,
-            success,
-            failure: vec![request::range_op(request::key(store_key))],
-        };
-        let (response, repeated) = self.store.client.txn_guarded(txn).await?;
-        if let Some(uid) = created.filter(|_| repeated) {
-            fence::put_up(&self.store.client, uid).await?;
-        }
-        if response.succeeded {
-            return Ok(Swap::Done(response.header.unwrap_or_default().revision));
-        }
-        let revision = response.header.as_ref().map_or(0, |header| header.revision);
-        let found = found_key(response);
-        Ok(match (&found, &value) {
-            (Some(kv), Some(value)) if repeated && kv.value == *value => {
-                Swap::Done(kv.mod_revision)
-            }
-            (None, None) if repeated => Swap::Done(revision),
-            _ => Swap::Changed(found),
-        })
-    }
-}
-
-/// What the range in the failure branch of a swap found.
-fn found_key(response: TxnResponse) -> Option<KeyValue> {
-    match response.responses.into_iter().next()?.response? {
-        Response::ResponseRange(range) => range.kvs.into_iter().next(),
-        Response::ResponsePut(_) | Response::ResponseDeleteRange(_) | Response::ResponseTxn(_) => {
-            None
-        }
-    }
 }
 
 fn not_found<K: Object>(key: &ObjectKey) -> Error {
     Error::NotFound { kind: K::kind().plural, key: key.clone() }
-}
-
-fn set_revision<K: Object>(object: &mut K, revision: i64) {
-    object.metadata_mut().resource_version = Some(revision.to_string());
-}
-
-/// The bytes of an object in the store: without its resourceVersion, which the key itself has.
-fn encode<K: Object>(object: &K) -> Result<Bytes, Error> {
-    let mut object = object.clone();
-    object.metadata_mut().resource_version = None;
-    match serde_json::to_vec(&object) {
-        Ok(json) => Ok(json.into()),
-        Err(source) => Err(Error::Encode { kind: K::kind().kind, source }),
-    }
-}
-
-/// An object out of the store, with its mod revision as resourceVersion.
-pub(crate) fn decode<K: Object>(kv: &KeyValue) -> Result<K, Error> {
-    let mut object: K = serde_json::from_slice(&kv.value).map_err(|source| Error::Corrupt {
-        store_key: String::from_utf8_lossy(&kv.key).into_owned(),
-        kind: K::kind().kind,
-        source,
-    })?;
-    set_revision(&mut object, kv.mod_revision);
-    Ok(object)
-}
-
-/// An object out of the store; none, and a warning, when it is something else.
-pub(crate) fn decode_or_warn<K: Object>(kv: &KeyValue) -> Option<K> {
-    decode(kv)
-        .inspect_err(|error| {
-            let cause = std::error::Error::source(error).map(ToString::to_string);
-            tracing::warn!(%error, cause, "left out");
-        })
-        .ok()
 }
 
 /// Characters without vowels and look-alikes, as Kubernetes draws them.

@@ -12,7 +12,7 @@ use crate::Kind;
 /// What all objects are kept under.
 const REGISTRY: &str = "/registry";
 /// What the second copies of bound pods are kept under.
-const NODE_PODS: &str = "/registry/miniku/node-pods";
+pub(crate) const NODE_PODS: &str = "/registry/miniku/node-pods";
 
 /// The name of an object among those of its kind. Clones are cheap.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -42,18 +42,22 @@ mod informer;
 mod key;
 mod kinds;
 mod lifecycle;
+mod list;
+mod node_copies;
 mod queue;
 mod selector;
+mod swap;
 pub mod validation;
 mod watch;
 
-pub use access::{Api, Continue, DeleteOptions, Deletion, List, ListOptions, Store};
+pub use access::{Api, DeleteOptions, Deletion, Store};
 pub use cache::{Cache, Change, Notice, Subscription};
 pub use clock::Clock;
 pub use error::{Cause, Error, Invalid};
 pub use informer::Informer;
 pub use key::{ObjectKey, Scope};
 pub use kinds::{EVENT, KINDS, Kind, LEASE, NODE, Object, POD, REPLICA_SET, kind_named};
+pub use list::{Continue, List, ListOptions};
 pub use queue::{Backoff, Outcome, WorkItem, WorkQueue, run_workers};
 pub use selector::Selector;
 #[cfg(feature = "testing")]

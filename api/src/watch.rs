@@ -6,7 +6,7 @@ use store_client::mvccpb::Event;
 use store_client::mvccpb::event::EventType;
 use store_client::{Client, Watch, WatchOptions};
 
-use crate::access::{decode, decode_or_warn};
+use crate::swap::{decode, decode_or_warn};
 use crate::{Error, Object};
 
 /// One change of one object. The resourceVersion of each object is the revision of the change,

@@ -12,7 +12,7 @@ use k8s_openapi::Metadata as _;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
-use store_client::etcdserverpb::{CompactionRequest, PutRequest};
+use store_client::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
 use store_client::{Client, ClientConfig, request};
 use support::{api, object, pod, until};
 use tokio::task::JoinSet;
@@ -293,6 +293,45 @@ async fn a_bound_pod_is_under_its_node_for_as_long_as_it_exists() {
     pods.finish_delete(&key("web"), bound.uid()).await.unwrap();
     assert_eq!(keys(&raw, "/registry/").await, []);
     pods.finish_delete(&key("web"), bound.uid()).await.unwrap();
+}
+
+#[tokio::test]
+async fn copies_that_somebody_wrote_past_are_repaired() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let pods = api::<Pod>(&[etcd.url()]);
+    let raw = raw(&etcd);
+    for name in ["kept", "deleted", "changed", "moved", "lost"] {
+        let free = pods.create(pod(name)).await.unwrap();
+        pods.bind(&free, "node-1").await.unwrap();
+    }
+    pods.create(pod("free")).await.unwrap();
+    assert_eq!(pods.repair_node_copies().await.unwrap(), 0);
+
+    let path = |name: &str| format!("/registry/pods/default/{name}");
+    let delete = |key: String| {
+        raw.delete_range(DeleteRangeRequest { key: key.into(), ..DeleteRangeRequest::default() })
+    };
+    delete(path("deleted")).await.unwrap();
+    delete("/registry/miniku/node-pods/node-1/default/lost".into()).await.unwrap();
+    for (name, from, to) in [("changed", "nginx", "httpd"), ("moved", "node-1", "node-2")] {
+        let key = path(name);
+        let kv = raw.range(request::key(key.clone())).await.unwrap().kvs.remove(0);
+        let value = String::from_utf8(kv.value.to_vec()).unwrap().replace(from, to);
+        let put = PutRequest { key: key.into(), value: value.into(), ..PutRequest::default() };
+        raw.put(put).await.unwrap();
+    }
+    assert!(pods.repair_node_copies().await.unwrap() >= 4);
+    // The pod that moved lost its old copy first.
+    while pods.repair_node_copies().await.unwrap() > 0 {}
+    let on = |node: &str| {
+        let (pods, scope) = (pods.clone(), Scope::Node(node.to_owned()));
+        async move { pods.list(&scope).await.unwrap().items }
+    };
+    let mut expected = pods.list(&Scope::All).await.unwrap().items;
+    expected.retain(|pod| pod.node_name() == Some("node-1"));
+    assert_eq!(on("node-1").await, expected);
+    assert_eq!(expected.len(), 3);
+    assert_eq!(on("node-2").await, [pods.get(&key("moved")).await.unwrap()]);
 }
 
 #[tokio::test]

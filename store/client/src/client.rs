@@ -31,7 +31,7 @@ pub(crate) const MAX_ANSWER_BYTES: usize = i32::MAX as usize;
 
 /// The pause after every endpoint failed once, doubled with each further round.
 const ROUND_PAUSE: Duration = Duration::from_millis(25);
-const MAX_ROUND_PAUSE: Duration = Duration::from_millis(400);
+const MAX_ROUND_PAUSE: Duration = Duration::from_millis(200);
 
 /// A client of one store, for all its endpoints. Clones are cheap and share connections.
 #[derive(Clone)]

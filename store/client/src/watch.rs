@@ -52,7 +52,7 @@ impl WatchOptions {
 }
 
 /// Events of one or several whole revisions, in order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct WatchBatch {
     /// Everything up to this revision has been delivered.
     pub revision: i64,
@@ -86,6 +86,7 @@ impl std::fmt::Debug for Open {
 }
 
 /// What one message, or the lack of it, means for the watch.
+#[derive(Debug, PartialEq)]
 enum Step {
     Deliver(WatchBatch),
     Wait,
@@ -237,4 +238,73 @@ fn advance(next_revision: &mut i64, response: WatchResponse) -> Result<Step, Err
 
 fn revision_of(event: &Event) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
+}
+
+#[cfg(test)]
+mod tests {
+    use store_proto::etcdserverpb::ResponseHeader;
+    use store_proto::mvccpb::KeyValue;
+
+    use super::*;
+
+    fn response(now: i64, events: &[i64]) -> WatchResponse {
+        let event = |&revision: &i64| Event {
+            kv: Some(KeyValue { mod_revision: revision, ..KeyValue::default() }),
+            ..Event::default()
+        };
+        WatchResponse {
+            header: Some(ResponseHeader { revision: now, ..ResponseHeader::default() }),
+            events: events.iter().map(event).collect(),
+            ..WatchResponse::default()
+        }
+    }
+
+    /// The revisions that a response delivers, the revision up to which it does, and where the
+    /// watch goes on.
+    fn delivered(from: i64, response: WatchResponse) -> (Option<(Vec<i64>, i64)>, i64) {
+        let mut next = from;
+        match advance(&mut next, response).unwrap() {
+            Step::Deliver(batch) => {
+                let revisions = batch.events.iter().map(revision_of).collect();
+                (Some((revisions, batch.revision)), next)
+            }
+            Step::Wait => (None, next),
+            Step::Reopen => panic!("reopened"),
+        }
+    }
+
+    #[test]
+    fn what_a_response_delivers_and_where_the_watch_goes_on() {
+        let created = |now| WatchResponse { created: true, ..response(now, &[]) };
+        let cases = [
+            ("from now on", 0, created(7), (Some((vec![], 7)), 8)),
+            ("from the past: events are still to come", 3, created(7), (None, 3)),
+            ("events", 3, response(9, &[3, 3, 5]), (Some((vec![3, 3, 5], 5)), 6)),
+            ("some were seen", 5, response(9, &[3, 4, 5, 6]), (Some((vec![5, 6], 6)), 7)),
+            ("all were seen", 5, response(9, &[3, 4]), (None, 5)),
+            ("a progress mark", 5, response(9, &[]), (Some((vec![], 9)), 10)),
+            ("one of a member that is behind", 5, response(4, &[]), (None, 5)),
+        ];
+        for (name, from, response, expected) in cases {
+            assert_eq!(delivered(from, response), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn how_a_watch_is_canceled() {
+        let canceled = WatchResponse { canceled: true, ..response(9, &[]) };
+        let mut next = 5;
+        let again = advance(&mut next, canceled.clone()).unwrap();
+        assert_eq!((again, next), (Step::Reopen, 5));
+        let compacted = WatchResponse { compact_revision: 7, ..canceled.clone() };
+        let error = advance(&mut next, compacted).unwrap_err();
+        assert!(matches!(error, Error::Compacted { revision: Some(7) }), "{error:?}");
+        let refused = WatchResponse {
+            created: true,
+            cancel_reason: "mvcc: watcher range is empty".into(),
+            ..canceled
+        };
+        let error = advance(&mut next, refused).unwrap_err();
+        assert!(error.to_string().contains("watcher range is empty"), "{error}");
+    }
 }

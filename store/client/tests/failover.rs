@@ -1,6 +1,8 @@
 //! The client against a real etcd whose members and connections die.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -214,9 +216,16 @@ async fn progress_marks_move_the_revision_of_a_quiet_watch() {
 }
 
 #[tokio::test]
-async fn many_watches_and_calls_beside_them() {
+async fn many_watches_share_few_connections_and_leave_calls_theirs() {
     let Some(etcd) = Etcd::start().await else { return };
-    let client = client(&[etcd.url()]);
+    let dials = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&dials);
+    let mut config = ClientConfig::new(&etcd.url()).unwrap();
+    config.dial = Some(Arc::new(move |endpoint| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        endpoint.connect_lazy()
+    }));
+    let client = Client::new(config).unwrap();
     let mut watches: Vec<Watch> =
         (0..350).map(|_| client.watch(WatchOptions::prefix("a"))).collect();
     for watch in &mut watches {
@@ -226,6 +235,15 @@ async fn many_watches_and_calls_beside_them() {
     for watch in &mut watches {
         assert_eq!(values(watch, 1).await, ["1"]);
     }
+    assert_eq!(dials.load(Ordering::SeqCst), 5);
+    // A place that is given up is taken again.
+    drop(watches.split_off(300));
+    for _ in 0..50 {
+        let mut watch = client.watch(WatchOptions::prefix("a"));
+        timeout(PATIENCE, watch.next()).await.unwrap().unwrap();
+        watches.push(watch);
+    }
+    assert_eq!(dials.load(Ordering::SeqCst), 5);
 }
 
 /// Members are killed and frozen in turn while one task writes and a watch follows: nothing that
