@@ -23,7 +23,6 @@ use futures::stream::{self, Stream, TryStreamExt as _};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
-use store_proto::peer;
 use tokio::sync::oneshot;
 
 use super::types::{Entry, LogId, TypeConfig, Vote};
@@ -70,12 +69,14 @@ impl LogStore {
     /// Notes that the applied state is durable up to `log_id`: [`Recovered::checkpoint`] when the
     /// log is next opened. It is written, but not synced for its own sake.
     pub(crate) async fn note_checkpoint(&self, log_id: LogId) -> Result<(), WalError> {
-        self.submit(None, |_| Some(Record::Checkpoint(log_id))).await
+        self.submit(None, |view| view.note_checkpoint(log_id)).await
     }
 
-    /// Bytes of log that a snapshot of the state at `applied` would allow to purge.
+    /// Bytes of log that a snapshot of the state at `applied` would allow to purge, as far as they
+    /// are written.
     pub(crate) fn purgeable_bytes(&self, applied: u64) -> u64 {
-        self.shared.wal.bytes_up_to(applied)
+        let view = self.shared.view.lock();
+        self.shared.wal.bytes(view.first..applied.saturating_add(1))
     }
 
     /// Returns when a write or sync has failed, with the cause: nothing is acknowledged any more,
@@ -137,6 +138,7 @@ impl LogStore {
 struct View {
     vote: Option<Vote>,
     committed: Option<LogId>,
+    checkpoint: Option<LogId>,
     purged: Option<LogId>,
     /// The last entry, or the last purged one if there is none.
     last: Option<LogId>,
@@ -162,6 +164,7 @@ impl View {
         Self {
             vote: recovered.vote,
             committed: recovered.committed,
+            checkpoint: recovered.checkpoint,
             purged: recovered.purged,
             last: recovered.last,
             first: recovered.first_index.unwrap_or(next),
@@ -229,9 +232,16 @@ impl View {
         Record::Vote(vote)
     }
 
-    fn save_committed(&mut self, committed: Option<LogId>) -> Record {
+    fn save_committed(&mut self, committed: Option<LogId>) -> Option<Record> {
+        let news = self.committed != committed;
         self.committed = committed;
-        Record::Committed(committed)
+        news.then_some(Record::Committed(committed))
+    }
+
+    fn note_checkpoint(&mut self, checkpoint: LogId) -> Option<Record> {
+        let news = self.checkpoint != Some(checkpoint);
+        self.checkpoint = Some(checkpoint);
+        news.then_some(Record::Checkpoint(checkpoint))
     }
 
     fn truncate_after(&mut self, last: Option<LogId>) -> Option<Record> {
@@ -299,7 +309,7 @@ fn log_bytes(entry: &Entry) -> usize {
 fn memory_bytes(entry: &Entry) -> usize {
     log_bytes(entry)
         + match &entry.payload {
-            EntryPayload::Normal(batch) => batch.commands().len() * size_of::<peer::Command>(),
+            EntryPayload::Normal(batch) => size_of_val(batch.commands()),
             EntryPayload::Blank | EntryPayload::Membership(_) => 0,
         }
 }
@@ -398,7 +408,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        Ok(self.submit(None, |view| Some(view.save_committed(committed))).await?)
+        Ok(self.submit(None, |view| view.save_committed(committed)).await?)
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {

@@ -48,7 +48,7 @@ pub(super) struct Index {
 /// A segment that has not been unlinked.
 struct Segment {
     file: Arc<SegmentFile>,
-    /// Where its records end, as far as they are in this index.
+    /// Where its records end, as far as they are written.
     end: u64,
     /// The largest index of an entry in it, truncated ones included.
     last_index: Option<u64>,
@@ -73,8 +73,9 @@ impl Index {
         self.first..self.first + self.locations.len() as u64
     }
 
-    pub(super) fn add_segment(&mut self, file: Arc<SegmentFile>) {
-        self.segments.insert(file.sequence, Segment { file, end: 0, last_index: None });
+    /// Adds a segment whose header ends at `end`.
+    pub(super) fn add_segment(&mut self, file: Arc<SegmentFile>, end: u64) {
+        self.segments.insert(file.sequence, Segment { file, end, last_index: None });
     }
 
     /// Notes how far a segment is filled.
@@ -82,6 +83,12 @@ impl Index {
         if let Some(segment) = self.segments.get_mut(&sequence) {
             segment.end = end;
         }
+    }
+
+    /// Where the records of the newest segment end.
+    #[cfg(test)]
+    pub(super) fn newest_end(&self) -> u64 {
+        self.segments.last_key_value().unwrap().1.end
     }
 
     /// Carries out a change. An added entry follows the last one, or is the first.
@@ -135,18 +142,17 @@ impl Index {
             .collect()
     }
 
-    /// Bytes of log from the first entry to the one with this index, other records included.
-    pub(super) fn bytes_up_to(&self, index: u64) -> u64 {
-        let (Some(first), Some(last)) = (self.locations.front(), self.locations.back()) else {
-            return 0;
-        };
-        if index < self.first {
+    /// Bytes of log from the first of these entries to the last, other records among them included.
+    pub(super) fn bytes(&self, indexes: Range<u64>) -> u64 {
+        let start = position(indexes.start, self.first);
+        let end = position(indexes.end, self.first).min(self.locations.len());
+        if start >= end {
             return 0;
         }
-        let upto = self.locations.get(position(index, self.first)).unwrap_or(last);
+        let (first, last) = (self.locations[start], self.locations[end - 1]);
         let whole: u64 =
-            self.segments.range(first.segment..upto.segment).map(|(_, segment)| segment.end).sum();
-        whole + u64::from(upto.offset) + u64::from(upto.len) - u64::from(first.offset)
+            self.segments.range(first.segment..last.segment).map(|(_, segment)| segment.end).sum();
+        whole + u64::from(last.offset) + u64::from(last.len) - u64::from(first.offset)
     }
 }
 

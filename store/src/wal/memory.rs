@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use super::files::{DirLock, LogDir, LogFile};
 
-/// What a disk writes as a whole.
-const SECTOR_BYTES: usize = 512;
+/// What is written as a whole or not at all: less than on any disk, so that small records tear too.
+const SECTOR_BYTES: usize = 32;
 
 /// The directory. Clones are one directory.
 #[derive(Clone, Default)]
@@ -22,13 +22,37 @@ pub(crate) struct MemoryDir {
 struct State {
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
-    /// What the directory looked like after each change since it was last synced.
-    unsynced_names: Vec<BTreeMap<String, usize>>,
+    /// What has changed since the directory was last synced.
+    unsynced_names: Vec<NameChange>,
     files: Vec<Content>,
     locked: bool,
     operations: u64,
     syncs: u64,
     fault: Option<Fault>,
+}
+
+#[derive(Clone)]
+enum NameChange {
+    Added(String, usize),
+    Removed(String),
+    Renamed { from: String, to: String, file: usize },
+}
+
+impl NameChange {
+    fn apply(&self, names: &mut BTreeMap<String, usize>) {
+        match self {
+            Self::Added(name, file) => {
+                names.insert(name.clone(), *file);
+            }
+            Self::Removed(name) => {
+                names.remove(name);
+            }
+            Self::Renamed { from, to, file } => {
+                names.remove(from);
+                names.insert(to.clone(), *file);
+            }
+        }
+    }
 }
 
 #[derive(Clone, Default)]
@@ -58,16 +82,18 @@ impl MemoryDir {
         });
     }
 
+    /// What the next process finds after this one was killed: all that was done, synced or not.
+    pub(crate) fn kill(&self) {
+        self.state.lock().fault = None;
+    }
+
     /// What is found after a power cut. Of what was not synced, `survives` decides for each sector
-    /// and each change of the directory whether it is there, changes of the directory in order.
+    /// and each change of the directory whether it is there.
     pub(crate) fn power_cut(&self, mut survives: impl FnMut() -> bool) -> Self {
         let state = self.state.lock();
-        let mut names = &state.durable_names;
-        for later in &state.unsynced_names {
-            if !survives() {
-                break;
-            }
-            names = later;
+        let mut names = state.durable_names.clone();
+        for change in state.unsynced_names.iter().filter(|_| survives()) {
+            change.apply(&mut names);
         }
         let files: Vec<Content> = state
             .files
@@ -93,6 +119,12 @@ impl MemoryDir {
         let state =
             State { names: names.clone(), durable_names: names.clone(), files, ..State::default() };
         Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// The names of the segments.
+    pub(crate) fn segments(&self) -> Vec<String> {
+        let names = self.list().unwrap();
+        names.into_iter().filter(|name| name.ends_with(".wal")).collect()
     }
 
     /// What is in a file.
@@ -122,8 +154,9 @@ impl State {
         }
     }
 
-    fn changed_names(&mut self) {
-        self.unsynced_names.push(self.names.clone());
+    fn change_names(&mut self, change: NameChange) {
+        change.apply(&mut self.names);
+        self.unsynced_names.push(change);
     }
 }
 
@@ -162,8 +195,7 @@ impl LogDir for MemoryDir {
         state.operation()?;
         let file = state.files.len();
         state.files.push(Content::default());
-        state.names.insert(name.to_owned(), file);
-        state.changed_names();
+        state.change_names(NameChange::Added(name.to_owned(), file));
         Ok(Arc::new(MemoryFile { state: Arc::clone(&self.state), file }))
     }
 
@@ -176,17 +208,17 @@ impl LogDir for MemoryDir {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.state.lock();
         state.operation()?;
-        let file = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.names.insert(to.to_owned(), file);
-        state.changed_names();
+        let file = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        let (from, to) = (from.to_owned(), to.to_owned());
+        state.change_names(NameChange::Renamed { from, to, file });
         Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut state = self.state.lock();
         state.operation()?;
-        state.names.remove(name).ok_or(io::ErrorKind::NotFound)?;
-        state.changed_names();
+        state.names.get(name).ok_or(io::ErrorKind::NotFound)?;
+        state.change_names(NameChange::Removed(name.to_owned()));
         Ok(())
     }
 

@@ -38,11 +38,12 @@
 //! ```
 //! Numbers and payloads are for ever ([`record`]).
 //!
-//! **Making a segment** ([`segment`]): the old one is synced; the new one is written under a
-//! name that ends in `.new`, zeros and header, synced, renamed, and the directory synced. So a
-//! `.wal` file always begins with a whole header, a leftover `.new` is thrown away, and a segment
-//! with a successor is complete: the successor's header says where it ended. The header also repeats
-//! the vote, the committed, purged and checkpoint positions, so that older segments can be unlinked
+//! **Making a segment** ([`segment`]): a file of zeros is written and synced under a name that ends
+//! in `.new`, while the present segment fills. When that one is full it is synced; then the new
+//! one's header is written and synced, the file renamed, and the directory synced. So a `.wal` file
+//! always begins with a whole header, a leftover `.new` is thrown away, and a segment with a
+//! successor is complete: the successor's header says where it ended. The header also repeats the
+//! vote and the committed, purged and checkpoint positions, so that older segments can be unlinked
 //! as soon as all their entries are purged: oldest first, the directory synced after each.
 //!
 //! # Torn, or damaged?
@@ -77,6 +78,8 @@ pub(crate) mod memory;
 mod record;
 mod recovery;
 mod segment;
+#[cfg(test)]
+pub(crate) mod tests;
 mod writer;
 
 use std::io;
@@ -104,7 +107,7 @@ const QUEUE_SUBMISSIONS: usize = 4096;
 pub(crate) const MAX_RECORD_BYTES: usize = 256 << 20;
 
 /// How a log is laid out and how much memory it may hold.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct WalOptions {
     /// The size at which a new segment is begun; a single larger record gets a larger segment.
     pub(crate) segment_bytes: u32,
@@ -112,11 +115,20 @@ pub(crate) struct WalOptions {
     pub(crate) cache_bytes: usize,
     /// Bytes that may wait for the writer; who submits more waits.
     pub(crate) queue_bytes: u32,
+    /// Whether the file for the next segment is made on a second thread while the present one
+    /// fills. Otherwise the writer makes it when it is needed, and the order of file operations can
+    /// be repeated.
+    pub(crate) make_ahead: bool,
 }
 
 impl Default for WalOptions {
     fn default() -> Self {
-        Self { segment_bytes: 16 << 20, cache_bytes: 32 << 20, queue_bytes: 32 << 20 }
+        Self {
+            segment_bytes: 16 << 20,
+            cache_bytes: 16 << 20,
+            queue_bytes: 16 << 20,
+            make_ahead: true,
+        }
     }
 }
 
@@ -258,13 +270,8 @@ impl Wal {
         let (queue, submissions) = mpsc::channel(QUEUE_SUBMISSIONS);
         let (cause, failed) = watch::channel(None);
         let budget = Arc::new(Semaphore::new(options.queue_bytes as usize));
-        let writer = Writer::new(
-            dir,
-            options.segment_bytes,
-            recovery.active,
-            recovery.positions,
-            Arc::clone(&index),
-        );
+        let writer =
+            Writer::new(dir, options, recovery.active, recovery.positions, Arc::clone(&index));
         let failure = Failure { cause, budget: Arc::clone(&budget) };
         let thread = std::thread::Builder::new()
             .name("wal".to_owned())
@@ -311,10 +318,10 @@ impl Wal {
         self.index.lock().stored(indexes, limit_bytes)
     }
 
-    /// Bytes of log from the first entry that is not purged to the one with this index, as far as
-    /// they are written.
-    pub(crate) fn bytes_up_to(&self, index: u64) -> u64 {
-        self.index.lock().bytes_up_to(index)
+    /// Bytes of log from the first of these entries to the last, other records among them included,
+    /// as far as they are written.
+    pub(crate) fn bytes(&self, indexes: Range<u64>) -> u64 {
+        self.index.lock().bytes(indexes)
     }
 
     /// Returns when a write or sync has failed, with the cause: the process is to end. Never

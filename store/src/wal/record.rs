@@ -92,9 +92,21 @@ pub(super) struct Header {
 }
 
 impl Header {
+    /// Bytes that it takes, frame included.
+    pub(super) fn size(&self) -> usize {
+        FRAME_BYTES + MAGIC.len() + self.message().encoded_len()
+    }
+
     pub(super) fn encode(&self, buffer: &mut Vec<u8>) {
+        frame_with(buffer, HEADER, |buffer| {
+            buffer.extend_from_slice(&MAGIC);
+            append(buffer, &self.message());
+        });
+    }
+
+    fn message(&self) -> HeaderMessage {
         let positions = &self.positions;
-        let message = HeaderMessage {
+        HeaderMessage {
             format: FORMAT,
             sequence: self.sequence,
             previous_end: self.previous_end,
@@ -102,11 +114,7 @@ impl Header {
             committed: positions.committed.as_ref().map(codec::log_id_to_proto),
             purged: positions.purged.as_ref().map(codec::log_id_to_proto),
             checkpoint: positions.checkpoint.as_ref().map(codec::log_id_to_proto),
-        };
-        frame_with(buffer, HEADER, |buffer| {
-            buffer.extend_from_slice(&MAGIC);
-            append(buffer, &message);
-        });
+        }
     }
 }
 
@@ -248,7 +256,7 @@ pub(super) fn mark_follows(data: &[u8], sequence: u64, offset: usize) -> bool {
 }
 
 /// A record as it is read again.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Decoded {
     /// Only its id: the rest is left to whoever reads the entry later.
     Entry(LogId),

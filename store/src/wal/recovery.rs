@@ -10,7 +10,7 @@ use crate::raft::types::LogId;
 use super::files::LogDir;
 use super::index::{Change, Index, Location};
 use super::record::{self, Damage, Decoded, Frame, Header, Positions};
-use super::segment::{self, Active, SegmentFile};
+use super::segment::{self, Active, Blank, SegmentFile};
 use super::{Recovered, TornTail, WalError, WalOptions};
 
 /// All that the writer goes on from.
@@ -44,15 +44,20 @@ pub(super) fn recover(dir: &dyn LogDir, options: &WalOptions) -> Result<Recovery
         {
             return Err(previous.damaged(*end, Damage::End(header.previous_end)));
         }
-        replay.index.add_segment(Arc::clone(&segment));
+        replay.index.add_segment(Arc::clone(&segment), start as u64);
         replay.positions = header.positions;
         let end = replay.segment(&segment, &data, start, sequence == newest)?;
         replay.index.set_end(sequence, end as u64);
         if sequence == newest {
             torn = cut(&segment, &data, end)?;
-            // After a kill, what was read may be in the page cache only: nothing may be built on a
-            // vote or an entry that a power cut could still take back.
+            // After a kill, what was found may be in the kernel's memory only: nothing may be built
+            // on a segment, a vote or an entry that a power cut could still take back.
             segment.sync()?;
+            dir.sync().map_err(|source| WalError::Io {
+                action: "sync",
+                path: dir.path(""),
+                source,
+            })?;
         }
         previous = Some((segment, end as u64));
     }
@@ -86,10 +91,10 @@ fn list_segments(dir: &dyn LogDir) -> Result<Vec<u64>, WalError> {
 /// Begins a log.
 fn begin(dir: &dyn LogDir, options: &WalOptions) -> Result<Recovery, WalError> {
     let header = Header { sequence: 1, previous_end: 0, positions: Positions::default() };
-    let active = Active::create(dir, &header, options.segment_bytes, 0)?;
+    let capacity = u64::from(options.segment_bytes).max(header.size() as u64);
+    let active = Active::begin(dir, &header, Blank::make(dir, header.sequence, capacity)?)?;
     let mut index = Index::new();
-    index.add_segment(Arc::clone(&active.segment));
-    index.set_end(1, active.end);
+    index.add_segment(Arc::clone(&active.segment), active.end);
     let recovered = Recovered::default();
     Ok(Recovery { recovered, index, positions: header.positions, active })
 }

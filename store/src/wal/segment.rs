@@ -13,11 +13,15 @@ const SUFFIX: &str = ".wal";
 /// What the name of one that is being made ends in.
 pub(super) const UNFINISHED_SUFFIX: &str = ".new";
 /// How many zeros are written at once.
-const ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
 /// The name of a segment. Twenty digits hold any number, so names sort as numbers do.
 pub(super) fn name(sequence: u64) -> String {
     format!("{sequence:020}{SUFFIX}")
+}
+
+fn unfinished(name: &str) -> String {
+    format!("{name}{UNFINISHED_SUFFIX}")
 }
 
 /// The number of the segment with this name; `None` for any other file.
@@ -91,6 +95,28 @@ impl SegmentFile {
     }
 }
 
+/// A file of zeros that waits to become a segment.
+pub(super) struct Blank {
+    segment: SegmentFile,
+    pub(super) capacity: u64,
+}
+
+impl Blank {
+    /// Makes the file, and writes its zeros to the disk.
+    pub(super) fn make(dir: &dyn LogDir, sequence: u64, capacity: u64) -> Result<Self, WalError> {
+        let name = name(sequence);
+        let path = dir.path(&name);
+        let file = match dir.create(&unfinished(&name)) {
+            Ok(file) => file,
+            Err(source) => return Err(WalError::Io { action: "create", path, source }),
+        };
+        let segment = SegmentFile { sequence, path, file };
+        segment.write_zeros(0, capacity)?;
+        segment.sync()?;
+        Ok(Self { segment, capacity })
+    }
+}
+
 /// The newest segment, the one that is written to.
 pub(super) struct Active {
     pub(super) segment: Arc<SegmentFile>,
@@ -101,31 +127,18 @@ pub(super) struct Active {
 }
 
 impl Active {
-    /// Makes a segment of `bytes`, or of as many as its header and a record of `room` need, and
-    /// makes it durable.
-    pub(super) fn create(
-        dir: &dyn LogDir,
-        header: &Header,
-        bytes: u32,
-        room: usize,
-    ) -> Result<Self, WalError> {
-        let name = name(header.sequence);
-        let unfinished = format!("{name}{UNFINISHED_SUFFIX}");
+    /// Makes a file of zeros into the segment with this header, durably.
+    pub(super) fn begin(dir: &dyn LogDir, header: &Header, blank: Blank) -> Result<Self, WalError> {
+        let Blank { segment, capacity } = blank;
         let mut data = Vec::new();
         header.encode(&mut data);
-        let end = data.len() as u64;
-        let capacity = u64::from(bytes).max(end + room as u64);
-
-        let path = dir.path(&name);
-        let error = |source| WalError::Io { action: "create", path: path.clone(), source };
-        let file = dir.create(&unfinished).map_err(error)?;
-        let segment = SegmentFile { sequence: header.sequence, path: path.clone(), file };
         segment.write(0, &data)?;
-        segment.write_zeros(end, capacity)?;
         segment.sync()?;
-        dir.rename(&unfinished, &name).map_err(error)?;
-        dir.sync().map_err(error)?;
-        Ok(Self { segment: Arc::new(segment), end, capacity })
+        let name = name(segment.sequence);
+        dir.rename(&unfinished(&name), &name)
+            .and_then(|()| dir.sync())
+            .map_err(|source| segment.error("create", source))?;
+        Ok(Self { segment: Arc::new(segment), end: data.len() as u64, capacity })
     }
 
     /// Writes at the end, without a sync.
@@ -133,6 +146,11 @@ impl Active {
         self.segment.write(self.end, data)?;
         self.end += data.len() as u64;
         Ok(())
+    }
+
+    /// Whether it is time to think of the next one.
+    pub(super) fn is_half_full(&self) -> bool {
+        self.end > self.capacity / 2
     }
 
     /// Whether `bytes` fit behind what was written.

@@ -1,6 +1,7 @@
 //! The thread that writes: it gathers what is queued, writes and syncs it once, and tells.
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -8,8 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use super::files::LogDir;
 use super::index::{Change, Index, Location};
 use super::record::{self, Header, MARK_BYTES, Positions, Record};
-use super::segment::{self, Active};
-use super::{Done, QUEUE_SUBMISSIONS, WalError};
+use super::segment::{self, Active, Blank};
+use super::{Done, QUEUE_SUBMISSIONS, WalError, WalOptions};
 
 /// How much of the buffer is kept between batches.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -62,7 +63,6 @@ pub(super) fn run(mut writer: Writer, mut queue: mpsc::Receiver<Submission>, fai
             break error;
         }
     };
-    tracing::error!(%error, "the log has failed");
     let cause = failure.tell(error);
     queue.close();
     loop {
@@ -75,11 +75,45 @@ pub(super) fn run(mut writer: Writer, mut queue: mpsc::Receiver<Submission>, fai
     }
 }
 
+/// The file for the next segment, while it is being made. Writing its zeros takes so long that the
+/// records of a busy log would wait for it noticeably.
+struct Ahead(Option<JoinHandle<Result<Blank, WalError>>>);
+
+impl Ahead {
+    /// Begins to make one, if that has not begun.
+    fn make(&mut self, dir: &Arc<dyn LogDir>, sequence: u64, capacity: u64) {
+        if self.0.is_none() {
+            let dir = Arc::clone(dir);
+            let thread = std::thread::Builder::new().name("wal-ahead".to_owned());
+            // Without a thread it is made when it is needed.
+            self.0 = thread.spawn(move || Blank::make(&*dir, sequence, capacity)).ok();
+        }
+    }
+
+    /// The file, if one was begun.
+    fn take(&mut self) -> Result<Option<Blank>, WalError> {
+        let Some(thread) = self.0.take() else { return Ok(None) };
+        thread.join().map_err(|_| WalError::Panicked)?.map(Some)
+    }
+}
+
+impl Drop for Ahead {
+    /// Nothing may be written to the directory once the log is closed.
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // What became of it is of no interest: the next to open the log removes it.
+            let _ = thread.join();
+        }
+    }
+}
+
 /// Puts records into segments.
 pub(super) struct Writer {
     dir: Arc<dyn LogDir>,
-    segment_bytes: u32,
+    segment_bytes: u64,
+    make_ahead: bool,
     active: Active,
+    ahead: Ahead,
     positions: Positions,
     index: Arc<Mutex<Index>>,
     /// Records that belong behind the active segment's end.
@@ -98,15 +132,17 @@ impl Writer {
     /// Goes on at the end of `active`, which is synced.
     pub(super) fn new(
         dir: Arc<dyn LogDir>,
-        segment_bytes: u32,
+        options: &WalOptions,
         active: Active,
         positions: Positions,
         index: Arc<Mutex<Index>>,
     ) -> Self {
         Self {
             dir,
-            segment_bytes,
+            segment_bytes: u64::from(options.segment_bytes),
+            make_ahead: options.make_ahead,
             active,
+            ahead: Ahead(None),
             positions,
             index,
             buffer: Vec::new(),
@@ -135,8 +171,11 @@ impl Writer {
         for change in self.changes.drain(..) {
             index.apply(&change);
         }
-        index.set_end(self.active.segment.sequence, self.active.end);
         index.add_written(batch.len());
+        drop(index);
+        if self.make_ahead && self.active.is_half_full() {
+            self.ahead.make(&self.dir, self.active.segment.sequence + 1, self.segment_bytes);
+        }
         Ok(())
     }
 
@@ -216,6 +255,7 @@ impl Writer {
     fn flush(&mut self) -> Result<(), WalError> {
         if !self.buffer.is_empty() {
             self.active.write(&self.buffer)?;
+            self.index.lock().set_end(self.active.segment.sequence, self.active.end);
             self.unsynced = true;
             self.buffer.clear();
             self.buffer.shrink_to(BUFFER_BYTES);
@@ -237,18 +277,18 @@ impl Writer {
         if self.unsynced {
             self.sync()?;
         }
-        let old = self.active.segment.sequence;
         let header = Header {
-            sequence: old + 1,
+            sequence: self.active.segment.sequence + 1,
             previous_end: self.active.end,
             positions: self.positions.clone(),
         };
-        let next = Active::create(&*self.dir, &header, self.segment_bytes, room)?;
-        let mut index = self.index.lock();
-        index.set_end(old, self.active.end);
-        index.add_segment(Arc::clone(&next.segment));
-        index.set_end(next.segment.sequence, next.end);
-        drop(index);
+        let needed = (header.size() + room) as u64;
+        let blank = match self.ahead.take()? {
+            Some(blank) if blank.capacity >= needed => blank,
+            _ => Blank::make(&*self.dir, header.sequence, self.segment_bytes.max(needed))?,
+        };
+        let next = Active::begin(&*self.dir, &header, blank)?;
+        self.index.lock().add_segment(Arc::clone(&next.segment), next.end);
         self.active = next;
         self.unmarked = false;
         Ok(())
