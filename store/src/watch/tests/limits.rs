@@ -120,6 +120,13 @@ async fn pending_bytes_are_bounded_for_a_stream_and_for_the_member() {
         }
         client.nothing().await;
         assert_eq!((store.hub.pending_bytes(), store.hub.lagging_watchers()), (0, 0));
+        for _ in 0..20 {
+            store.put("a", &large[..300]);
+            assert_eq!(store.hub.lagging_watchers(), 0, "all of the room is there again");
+            for _ in 0..4 {
+                client.next().await;
+            }
+        }
     }
 }
 
@@ -147,6 +154,22 @@ async fn after_a_reset_watches_go_on_in_the_new_history() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reset_takes_a_watch_that_has_all_back_to_nothing_that_is_compacted() {
+    let store = store();
+    let mut client = store.client();
+    client.created(key("a")).await;
+    for _ in 0..5 {
+        store.put("b", "");
+    }
+    store.history.put("b", "");
+    store.history.compact(7);
+    store.hub.reset(store.history.current_revision());
+    client.nothing().await;
+    store.put("a", "1");
+    assert_eq!(events(&client.next().await), ["put a=1@8"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_revision_that_was_not_published_is_read_and_one_published_twice_is_not_sent_twice() {
     let store = store();
     let mut client = store.client();
@@ -155,6 +178,7 @@ async fn a_revision_that_was_not_published_is_read_and_one_published_twice_is_no
     let second = store.history.put("a", "2");
     store.publish(&second);
     store.publish(&first);
+    assert_eq!(store.hub.published_revision(), 3);
     store.publish(&second);
     assert_eq!(events(&client.next().await), ["put a=1@2", "put a=2@3"]);
     client.nothing().await;

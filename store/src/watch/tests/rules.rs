@@ -286,6 +286,7 @@ async fn a_quiet_watch_that_asked_is_told_its_progress_from_time_to_time() {
     let mut client = store.client();
     client.created(WatchCreateRequest { progress_notify: true, ..key("a") }).await;
     client.created(key("a")).await;
+    client.created(from(9, WatchCreateRequest { progress_notify: true, ..key("a") })).await;
     store.put("other", "1");
     let progress = timeout(interval, client.responses.next()).await.unwrap().unwrap().unwrap();
     assert_eq!((progress.watch_id, revision(&progress)), (0, 2));
