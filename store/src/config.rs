@@ -199,9 +199,17 @@ fn socket_addr(flag: &'static str, url: &str) -> Result<SocketAddr, ConfigError>
 mod tests {
     use super::*;
 
+    /// Only what it takes to let clap read flags.
+    #[derive(clap::Parser)]
+    struct Flags {
+        #[command(flatten)]
+        config: Config,
+    }
+
     fn three() -> Config {
         let cluster = "n1=http://127.0.0.1:1,n2=http://127.0.0.1:2,n3=http://127.0.0.1:3";
-        Config { name: "n2".into(), initial_cluster: Some(cluster.into()), ..three() }
+        let flags = ["store", "--name", "n2", "--initial-cluster", cluster];
+        <Flags as clap::Parser>::parse_from(flags).config
     }
 
     #[test]
