@@ -14,7 +14,7 @@ pub(crate) struct Logging {
         long,
         global = true,
         env = "RUST_LOG",
-        default_value = "info,openraft=warn",
+        default_value = "info,openraft=error",
         value_name = "FILTER",
         value_parser = filter,
         help_heading = "Logging"
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn filters_are_checked_before_anything_starts() {
-        for good in ["info", "off", "info,openraft=warn", "store::raft=debug"] {
+        for good in ["info", "off", "info,openraft=error", "store::raft=debug"] {
             assert_eq!(filter(good), Ok(good.to_owned()));
         }
         assert!(filter("info,store=verbose").is_err());
