@@ -11,6 +11,7 @@ use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const NGINX: &str = r#"{"name":"nginx","desiredCount":4,"selector":{"app":"nginx"},"template":{"image":"nginx:latest"}}"#;
 
@@ -264,6 +265,10 @@ async fn bad_requests_say_why_and_store_nothing() {
         assert_eq!(answer.error(), (code.to_owned(), field.to_owned()), "{method} {path} {body}");
     }
 
+    let huge = "a".repeat(20_000_000);
+    let answer = server.send("POST", "/replicasets", huge).await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE, "the client reads the answer");
+
     let after = server.get("/replicasets").await;
     assert_eq!((after.text, after.revision), (before.text, before.revision), "nothing was written");
 }
@@ -406,4 +411,17 @@ async fn a_port_in_use_is_named() {
     let addr = taken.local_addr().unwrap().to_string();
     let error = apiserver::start(fixture::config(&["--listen", &addr])).await.unwrap_err();
     assert!(error.to_string().contains(&addr), "{error}");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_given_up() {
+    let Some(etcd) = Etcd::start() else { return };
+    let server = Server::on(&etcd, &["--request-timeout-ms", "500"]).await;
+    let mut slow = tokio::net::TcpStream::connect(server.running.addr()).await.unwrap();
+    let head = "POST /pods HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{";
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    let read = slow.read_exact(&mut answer);
+    tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 408");
 }
