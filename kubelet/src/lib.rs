@@ -55,7 +55,7 @@ const FAKE_MEMORY_BYTES: u64 = 32 << 30;
 /// How long a kubelet that is asked to stop waits for the engine calls that are under way.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The flags of `miniku kubelet`.
+/// Where a kubelet finds the store, what its node is called and what runs its containers.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Config {
     /// The store's members: http://HOST:PORT, several with commas between

@@ -26,7 +26,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use crate::backoff;
-use crate::runtime::{Container, ContainerState};
+use crate::runtime::{Container, ContainerState, Exit};
 use crate::spec::{self, RestartPolicy, Unsupported};
 use crate::status::{self, Facts, Shown};
 
@@ -139,7 +139,7 @@ pub(crate) fn plan(input: &Input<'_>) -> Plan {
             ContainerState::Removing => {
                 Plan { wake_at: Some(backoff::later(input.now, SOON)), ..tell(input, creating()) }
             }
-            ContainerState::Exited(_) => exited(input, container),
+            ContainerState::Exited(exit) => exited(input, container, exit),
         },
     }
 }
@@ -246,10 +246,7 @@ fn tell_failure(input: &Input<'_>, failure: &StartFailure) -> Plan {
     Plan { retry, ..tell(input, Shown::Waiting { reason, message: Some(message) }) }
 }
 
-fn exited(input: &Input<'_>, container: &Container) -> Plan {
-    let ContainerState::Exited(exit) = &container.state else {
-        unreachable!("called for exited containers only")
-    };
+fn exited(input: &Input<'_>, container: &Container, exit: &Exit) -> Plan {
     if !RestartPolicy::of(input.pod).restarts_after(exit.code) {
         return tell(input, Shown::Terminated(exit));
     }

@@ -257,9 +257,11 @@ impl Pods {
         // An earlier pod of that name has to be out of the way first.
         let left = others.iter().find(|container| container.identity.cluster == self.cluster);
         if let Some(orphan) = left {
-            tracing::info!(container = orphan.id, "a container without a pod is removed");
             let stop_sent_at = record.stop_sent_at.get(&orphan.id).copied();
             let (action, wake_at) = plan_orphan(orphan, stop_sent_at, self.clock.now());
+            if action != Action::Nothing {
+                tracing::info!(container = short(&orphan.id), "the container has no pod any more");
+            }
             return self.wind_down(action, wake_at, record).await;
         }
         match pod {
@@ -315,7 +317,7 @@ impl Pods {
             }
             Action::Start { id } => self.start(&id, record).await,
             Action::Replace { id, next_streak } => {
-                tracing::info!(container = id, "replacing the container that ended");
+                tracing::info!(container = short(&id), "replacing the container that ended");
                 record.next_streak = Some(next_streak);
                 self.runtime.remove(&id).await?;
                 Ok(Next::Again)
@@ -340,12 +342,12 @@ impl Pods {
     ) -> Result<Next, Unfinished> {
         match action {
             Action::Stop { id } => {
-                tracing::info!(container = id, "stopping");
+                tracing::info!(container = short(&id), "stopping");
                 self.runtime.stop(&id).await?;
                 record.stop_sent_at.insert(id, self.clock.now());
             }
             Action::Kill { id } => {
-                tracing::info!(container = id, "killing, the grace period is over");
+                tracing::info!(container = short(&id), "killing, the grace period is over");
                 self.runtime.kill(&id).await?;
             }
             Action::Remove { id } => {
@@ -376,7 +378,12 @@ impl Pods {
         }
         match self.runtime.create(&spec).await {
             Ok(id) => {
-                tracing::info!(container = id, image = spec.image, restart_count, "created");
+                tracing::info!(
+                    container = short(&id),
+                    image = spec.image,
+                    restart_count,
+                    "created"
+                );
                 self.start(&id, record).await
             }
             Err(RuntimeError::Conflict(message)) => {
@@ -417,7 +424,7 @@ impl Pods {
 
     async fn start(&self, id: &str, record: &mut Record) -> Result<Next, Unfinished> {
         match self.runtime.start(id).await {
-            Ok(()) => tracing::info!(container = id, "started"),
+            Ok(()) => tracing::info!(container = short(id), "started"),
             Err(error) if error.is_outage() => return Err(error.into()),
             Err(error) => {
                 // An engine keeps the reason with the container, which then counts as ended. If it
@@ -426,7 +433,7 @@ impl Pods {
                 if ended == Some(ContainerState::Created) {
                     record.failed("RunContainerError", error.to_string(), self.clock.now());
                 } else {
-                    tracing::warn!(container = id, %error, "the container cannot be started");
+                    tracing::warn!(container = short(id), %error, "the container cannot be started");
                 }
             }
         }
@@ -552,6 +559,11 @@ async fn cluster_id(store: &Store) -> String {
             }
         }
     }
+}
+
+/// A container id as `docker ps` shows it.
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
 }
 
 /// Lets a panic of a task go on; being aborted is none.

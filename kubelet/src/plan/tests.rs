@@ -4,7 +4,7 @@ use api::ObjectKey;
 use serde_json::json;
 
 use super::*;
-use crate::runtime::{Exit, Identity};
+use crate::runtime::Identity;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
