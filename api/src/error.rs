@@ -64,8 +64,8 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The store did not do what it was asked.
-    #[error("the store failed")]
-    Store(#[source] store_client::Error),
+    #[error(transparent)]
+    Store(store_client::Error),
 }
 
 impl From<store_client::Error> for Error {

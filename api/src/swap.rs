@@ -7,7 +7,10 @@ use store_client::mvccpb::KeyValue;
 use store_client::request;
 
 use crate::fence;
-use crate::{Api, Error, Object, ObjectKey};
+use crate::{Api, Cause, Error, Invalid, Object, ObjectKey};
+
+/// A bound pod is written twice in one request, which may have 1.5 MiB in etcd.
+const MAX_OBJECT_BYTES: usize = 700 << 10;
 
 /// What a compare-and-swap found.
 pub(crate) enum Swap {
@@ -94,10 +97,15 @@ fn encode<K: Object>(object: &mut K) -> Result<Bytes, Error> {
     let version = object.metadata_mut().resource_version.take();
     let json = serde_json::to_vec(object);
     object.metadata_mut().resource_version = version;
-    match json {
-        Ok(json) => Ok(json.into()),
-        Err(source) => Err(Error::Encode { kind: K::kind().kind, source }),
+    let kind = K::kind().kind;
+    let json = json.map_err(|source| Error::Encode { kind, source })?;
+    if json.len() > MAX_OBJECT_BYTES {
+        let reason =
+            format!("must not have more than {MAX_OBJECT_BYTES} bytes, and has {}", json.len());
+        let causes = vec![Cause { field: "the object as JSON".to_owned(), reason }];
+        return Err(Invalid { kind, name: object.name().to_owned(), causes }.into());
     }
+    Ok(json.into())
 }
 
 /// An object out of the store, with its mod revision as resourceVersion.

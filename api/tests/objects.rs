@@ -94,6 +94,10 @@ async fn what_is_invalid_is_not_stored() {
     let mut no_containers = pod("web");
     no_containers.spec.as_mut().unwrap().containers.clear();
     assert!(matches!(pods.create(no_containers).await, Err(Error::Invalid(_))));
+    let mut large = pod("web");
+    large.metadata.annotations = Some([("note".to_owned(), "x".repeat(800 << 10))].into());
+    let error = pods.create(large).await.unwrap_err();
+    assert!(error.to_string().contains("must not have more than 716800 bytes"), "{error}");
     assert_eq!(keys(&raw(&etcd), "/").await, []);
 
     let created = pods.create(pod("web")).await.unwrap();

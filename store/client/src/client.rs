@@ -337,13 +337,13 @@ impl Client {
         loop {
             let member = self.member(index);
             sleep_until(member.heard() + silence).await;
-            if member.claim_probe(silence) {
-                self.probe(index).await;
+            if let Some(asked) = member.claim_probe(silence) {
+                self.probe(index, asked).await;
             }
         }
     }
 
-    async fn probe(&self, index: usize) {
+    async fn probe(&self, index: usize, asked: Instant) {
         let (member, config) = (self.member(index), self.config());
         // Answered by the member alone, so it lives even when it has no leader.
         let request = RangeRequest {
@@ -356,6 +356,8 @@ impl Client {
         match timeout(config.attempt_timeout, client.range(request)).await {
             Ok(Ok(_)) => member.answered(),
             Ok(Err(status)) if classify(&status) == Outcome::Refused => member.answered(),
+            // Too busy for the question, and yet it answers others.
+            _ if member.heard() > asked => {}
             Ok(Err(_)) | Err(_) => {
                 tracing::warn!(endpoint = %member.uri(), "store endpoint gives no sign of life");
                 self.leave(index);

@@ -110,14 +110,15 @@ impl Member {
         *self.heard.lock()
     }
 
-    /// Whether the caller is the one who asks for a sign of life, as nothing was heard for so long.
-    pub(crate) fn claim_probe(&self, silence: Duration) -> bool {
+    /// Whether the caller is the one who asks for a sign of life, as nothing was heard for so long:
+    /// then the moment at which it began to.
+    pub(crate) fn claim_probe(&self, silence: Duration) -> Option<Instant> {
         let mut heard = self.heard.lock();
         let due = heard.elapsed() >= silence;
-        if due {
+        due.then(|| {
             *heard = Instant::now();
-        }
-        due
+            *heard
+        })
     }
 
     /// The member gave no sign of life: its watches go elsewhere, and whoever comes back to it

@@ -34,7 +34,7 @@ pub enum Error {
         source: Option<Failure>,
     },
     /// The revision asked for is compacted: list again and go on from there.
-    #[error("the revision is compacted, the oldest that can be had is {}", .revision.map_or("unknown".to_owned(), |r| r.to_string()))]
+    #[error("the revision is compacted{}", oldest(*.revision))]
     Compacted {
         /// The oldest revision that can still be read, when the store said so.
         revision: Option<i64>,
@@ -53,6 +53,10 @@ pub enum Error {
     /// The store answered with something that the protocol rules out.
     #[error("the store's answer makes no sense: {0}")]
     Protocol(&'static str),
+}
+
+fn oldest(revision: Option<i64>) -> String {
+    revision.map_or(String::new(), |revision| format!(", the oldest to be had is {revision}"))
 }
 
 /// How one attempt at one endpoint failed.

@@ -16,6 +16,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::{Client, ClientConfig};
 
+/// Names a store with etcd's flags to run the tests on instead of `etcd`, such as
+/// `/usr/local/bin/miniku store`.
+const COMMAND_VARIABLE: &str = "STORE_UNDER_TEST";
 /// How long an etcd may take to serve.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 /// Ports are chosen before etcd binds them, so somebody else may be quicker.
@@ -34,13 +37,22 @@ pub struct Etcd {
 impl Etcd {
     /// Starts an etcd of one member; none, and a line on stderr, when none is installed.
     pub async fn start() -> Option<Self> {
-        Self::cluster(1).await?.pop()
+        Self::start_with(&[]).await
+    }
+
+    /// Like [`Self::start`], with more flags.
+    pub async fn start_with(flags: &[&str]) -> Option<Self> {
+        Self::cluster_with(1, flags).await?.pop()
     }
 
     /// Starts an etcd of several members; none, and a line on stderr, when none is installed.
     pub async fn cluster(members: usize) -> Option<Vec<Self>> {
+        Self::cluster_with(members, &[]).await
+    }
+
+    async fn cluster_with(members: usize, flags: &[&str]) -> Option<Vec<Self>> {
         for _ in 0..START_TRIES {
-            match Self::try_cluster(members) {
+            match Self::try_cluster(members, flags) {
                 Ok(mut cluster) => {
                     if serves(&mut cluster).await {
                         return Some(cluster);
@@ -59,7 +71,7 @@ impl Etcd {
         panic!("etcd did not serve after {START_TRIES} tries");
     }
 
-    fn try_cluster(members: usize) -> io::Result<Vec<Self>> {
+    fn try_cluster(members: usize, flags: &[&str]) -> io::Result<Vec<Self>> {
         let ports: Vec<(u16, u16)> =
             (0..members).map(|_| Ok((free_port()?, free_port()?))).collect::<io::Result<_>>()?;
         let url = |port: u16| format!("http://127.0.0.1:{port}");
@@ -78,10 +90,10 @@ impl Etcd {
                 ("--initial-cluster", cluster.join(",")),
                 ("--heartbeat-interval", "50".to_owned()),
                 ("--election-timeout", "500".to_owned()),
-                ("--experimental-watch-progress-notify-interval", "1s".to_owned()),
             ]
             .into_iter()
             .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .chain(flags.iter().map(|flag| (*flag).to_owned()))
             .collect::<Vec<_>>();
             let child = spawn(&arguments)?;
             Ok(Self { child, arguments, client_port: client, _directory: directory })
@@ -134,7 +146,10 @@ impl Drop for Etcd {
 }
 
 fn spawn(arguments: &[String]) -> io::Result<Child> {
-    Command::new("etcd").args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+    let command = std::env::var(COMMAND_VARIABLE).unwrap_or_else(|_| "etcd".to_owned());
+    let mut words = command.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or("etcd"));
+    command.args(words).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
 fn free_port() -> io::Result<u16> {

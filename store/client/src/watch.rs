@@ -29,6 +29,8 @@ use crate::{Client, Error, request};
 /// The pause before a stream that broke is opened again, doubled with each failure in a row.
 const REOPEN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_REOPEN_PAUSE: Duration = Duration::from_millis(400);
+/// How often a wait is doubled at most.
+const MAX_DOUBLINGS: u32 = 6;
 
 /// What to watch.
 #[derive(Clone, Debug, Default)]
@@ -151,9 +153,11 @@ impl Watch {
     /// failed for now.
     async fn reopen(&mut self) -> Result<(), Error> {
         if self.failures > 0 {
-            let doublings = (self.failures - 1).min(10);
+            let doublings = (self.failures - 1).min(MAX_DOUBLINGS);
             sleep((REOPEN_PAUSE * (1 << doublings)).min(MAX_REOPEN_PAUSE)).await;
         }
+        // A store that is slow as a whole gets more time with each failure.
+        let limit = self.client.config().attempt_timeout * (1 << self.failures.min(MAX_DOUBLINGS));
         self.failures += 1;
 
         let index = self.client.current();
@@ -176,7 +180,6 @@ impl Watch {
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
         let mut client =
             WatchClient::new(slot.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES);
-        let limit = self.client.config().attempt_timeout;
         match timeout(limit, client.watch(request)).await {
             Ok(Ok(response)) => {
                 let stream = response.into_inner();

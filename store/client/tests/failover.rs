@@ -205,7 +205,8 @@ async fn a_watch_below_the_compaction_says_so() {
 
 #[tokio::test]
 async fn progress_marks_move_the_revision_of_a_quiet_watch() {
-    let Some(etcd) = Etcd::start().await else { return };
+    let flags = ["--experimental-watch-progress-notify-interval", "1s"];
+    let Some(etcd) = Etcd::start_with(&flags).await else { return };
     let client = client(&[etcd.url()]);
     let mut watch = client.watch(WatchOptions::prefix("quiet"));
     let begin = timeout(PATIENCE, watch.next()).await.unwrap().unwrap().revision;
