@@ -23,6 +23,13 @@ pub(super) struct Location {
     pub(super) len: u32,
 }
 
+impl Location {
+    /// Where the next record stands.
+    fn end(self) -> u64 {
+        u64::from(self.offset) + u64::from(self.len)
+    }
+}
+
 /// What a record changes in the index.
 pub(super) enum Change {
     /// An entry was added.
@@ -152,7 +159,7 @@ impl Index {
         let (first, last) = (self.locations[start], self.locations[end - 1]);
         let whole: u64 =
             self.segments.range(first.segment..last.segment).map(|(_, segment)| segment.end).sum();
-        whole + u64::from(last.offset) + u64::from(last.len) - u64::from(first.offset)
+        whole + last.end() - u64::from(first.offset)
     }
 }
 
@@ -178,24 +185,22 @@ impl Stored {
 /// Reads entries, those that stand close together in one go. Blocks on the disk.
 pub(crate) fn read_entries(stored: &[Stored]) -> Result<Vec<Entry>, WalError> {
     let mut entries = Vec::with_capacity(stored.len());
-    let close = |run: &[Stored], next: &Stored| {
-        let start = run.first().map_or(next.location, |first| first.location);
-        start.segment == next.location.segment
-            && u64::from(next.location.offset) + u64::from(next.location.len)
-                <= u64::from(start.offset) + READ_BYTES
-    };
     let mut rest = stored;
     while let Some(first) = rest.first() {
-        let count = 1 + (1..rest.len()).take_while(|n| close(&rest[..*n], &rest[*n])).count();
+        let start = first.location;
+        let is_close = |other: Location| {
+            other.segment == start.segment && other.end() <= u64::from(start.offset) + READ_BYTES
+        };
+        // The first one may be longer than that by itself.
+        let count = rest.iter().take_while(|one| is_close(one.location)).count().max(1);
         let (run, after) = rest.split_at(count);
         rest = after;
 
-        let last = &run[count - 1].location;
-        let start = first.location.offset;
-        let span =
-            first.segment.read(u64::from(start), (last.offset - start + last.len) as usize)?;
+        let bytes = run[count - 1].location.end() - u64::from(start.offset);
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let span = first.segment.read(u64::from(start.offset), bytes)?;
         for one in run {
-            let from = (one.location.offset - start) as usize;
+            let from = (one.location.offset - start.offset) as usize;
             // Copied, so that a value that is kept does not keep its neighbours.
             let record = Bytes::copy_from_slice(&span[from..from + one.location.len as usize]);
             let offset = u64::from(one.location.offset);

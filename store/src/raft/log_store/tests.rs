@@ -314,3 +314,32 @@ async fn damage_found_while_reading_is_an_error() {
     assert!(matches!(cause(&error), WalError::Damaged { .. }), "{error}");
     assert!(log.entries_stream(0..5).await.try_collect::<Vec<_>>().await.is_err());
 }
+
+#[tokio::test]
+async fn a_flipped_byte_on_disk_is_refused_by_the_name_of_its_file() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("wal");
+    let reopen = || {
+        let dir = DiskDir::open(&path).unwrap();
+        LogStore::open(Arc::new(dir), WalOptions { segment_bytes: 1 << 20, ..small() })
+    };
+    let (log, _) = reopen().unwrap();
+    let entries: Vec<Entry> = (0..10).map(|index| entry(1, index, 100)).collect();
+    for entry in &entries {
+        append(&log, vec![entry.clone()]).await.unwrap();
+    }
+    drop(log);
+    let (log, recovered) = reopen().unwrap();
+    assert_eq!((recovered.last, recovered.torn), (Some(log_id(1, 9)), None));
+    assert!(all(&log).await.iter().map(content).eq(entries.iter().map(content)));
+    drop(log);
+
+    let file = path.join("00000000000000000001.wal");
+    let mut data = std::fs::read(&file).unwrap();
+    assert_eq!(data.len(), 1 << 20);
+    data[700] ^= 4;
+    std::fs::write(&file, data).unwrap();
+    let error = reopen().map(|_| ()).unwrap_err();
+    assert!(matches!(error, WalError::Damaged { .. }), "{error:?}");
+    assert!(error.to_string().contains(file.to_str().unwrap()), "{error}");
+}
