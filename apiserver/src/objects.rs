@@ -1,6 +1,6 @@
 //! The handlers of `/pods`, `/replicasets` and `/nodes`, one for each method, the same for all kinds.
 
-use api::{Api, DeleteOptions, Invalid, Object, ObjectKey, Scope, validation};
+use api::{Api, DeleteOptions, Error, Invalid, Object, ObjectKey, Scope, validation};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -100,27 +100,31 @@ pub(crate) async fn replace<F: FlatWrite>(
 ) -> Result<Response, Problem> {
     let wanted = in_namespace::<F>(F::parse(&body, Some(&name))?);
     app.within(async {
-        let api = access::<F>(&app);
+        let (api, kind) = (access::<F>(&app), F::Object::kind());
         let key = wanted.key();
         for _ in 0..REPLACE_TRIES {
             let changed = api.modify(&key, |stored| {
+                if stored.is_deleting() {
+                    let reason = "it is being deleted".to_owned();
+                    return Err(Error::Conflict { kind: kind.plural, key: key.clone(), reason });
+                }
                 F::replace(stored, wanted.clone()).map_err(|cause| {
-                    let kind = F::Object::kind().kind;
-                    api::Error::Invalid(Invalid { kind, name: name.clone(), causes: vec![cause] })
+                    let (kind, name) = (kind.kind, name.clone());
+                    Error::Invalid(Invalid { kind, name, causes: vec![cause] })
                 })
             });
             match changed.await {
                 Ok(object) => return Ok(shown::<F>(StatusCode::OK, &object)),
-                Err(api::Error::NotFound { .. }) => {}
+                Err(Error::NotFound { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
             match api.create(wanted.clone()).await {
                 Ok(object) => return Ok(shown::<F>(StatusCode::CREATED, &object)),
-                Err(api::Error::AlreadyExists { .. }) => {}
+                Err(Error::AlreadyExists { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        Err(Problem::conflict(F::Object::kind().singular, &name))
+        Err(Problem::conflict(kind.singular, &name, "it comes and goes"))
     })
     .await
 }

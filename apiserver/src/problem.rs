@@ -68,9 +68,9 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "AlreadyExists", reason)
     }
 
-    /// 409: others kept changing the object while this request tried to.
-    pub(crate) fn conflict(kind: &str, name: &str) -> Self {
-        let reason = format!("{kind} {name:?} is being changed by others; try again");
+    /// 409: others are changing the object, or deleting it.
+    pub(crate) fn conflict(kind: &str, name: &str, why: &str) -> Self {
+        let reason = format!("{kind} {name:?} cannot be changed now: {why}; try again later");
         Self::new(StatusCode::CONFLICT, "Conflict", reason)
     }
 
@@ -134,7 +134,9 @@ impl From<Error> for Problem {
         match error {
             Error::NotFound { kind, key } => Self::not_found(singular(kind), &key.name),
             Error::AlreadyExists { kind, key } => Self::already_exists(singular(kind), &key.name),
-            Error::Conflict { kind, key, .. } => Self::conflict(singular(kind), &key.name),
+            Error::Conflict { kind, key, reason } => {
+                Self::conflict(singular(kind), &key.name, &reason)
+            }
             Error::Invalid(invalid) => match invalid.causes.into_iter().next() {
                 Some(cause) => cause.into(),
                 None => Self::new(StatusCode::BAD_REQUEST, "Invalid", "the object is invalid"),
@@ -183,5 +185,50 @@ impl IntoResponse for Problem {
                 .insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::{Invalid, ObjectKey};
+
+    #[test]
+    fn errors_of_the_objects_become_answers() {
+        let key = ObjectKey::namespaced("default", "a");
+        let kind = "pods";
+        let cause = Cause { field: "f".into(), reason: "must be".into() };
+        let invalid = Invalid { kind: "Pod", name: "a".into(), causes: vec![cause] };
+        let compacted = StoreError::Compacted { revision: None };
+        let lost = StoreError::Ambiguous { source: None };
+        let away = StoreError::Unavailable { endpoints: "http://a:1".into(), source: None };
+        for (error, status, code, says) in [
+            (Error::NotFound { kind, key: key.clone() }, 404, "NotFound", "no pod named \"a\""),
+            (Error::AlreadyExists { kind, key: key.clone() }, 409, "AlreadyExists", "a pod named"),
+            (Error::Conflict { kind, key, reason: "why".into() }, 409, "Conflict", "why"),
+            (Error::Invalid(invalid), 400, "Invalid", "must be"),
+            (Error::Expired, 410, "Expired", "list again"),
+            (compacted.into(), 410, "Expired", "list again"),
+            (away.into(), 503, "ServiceUnavailable", "http://a:1"),
+            (lost.into(), 503, "Timeout", "look before"),
+            (Error::BadContinue, 500, "InternalError", "log"),
+        ] {
+            let problem = Problem::from(error);
+            assert_eq!((problem.status.as_u16(), problem.body.code), (status, code));
+            assert!(problem.body.reason.contains(says), "{:?}", problem.body);
+        }
+    }
+
+    #[test]
+    fn a_body_has_a_field_only_where_one_is_wrong() {
+        let text = |problem: Problem| serde_json::to_string(&problem.body).unwrap();
+        assert_eq!(
+            text(Cause { field: "image".into(), reason: "is required".into() }.into()),
+            r#"{"code":"Invalid","field":"image","reason":"is required"}"#
+        );
+        assert_eq!(
+            text(Problem::not_found("pod", "a")),
+            r#"{"code":"NotFound","reason":"there is no pod named \"a\""}"#
+        );
     }
 }

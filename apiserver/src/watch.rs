@@ -156,3 +156,61 @@ fn append(text: &mut Vec<u8>, line: &impl Serialize) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flat::Nodes;
+    use k8s_openapi::api::core::v1::Node;
+    use serde_json::{Value, json};
+
+    fn node(name: &str, revision: i64) -> Node {
+        let metadata = json!({"name": name, "resourceVersion": revision.to_string()});
+        serde_json::from_value(json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata}))
+            .unwrap()
+    }
+
+    #[test]
+    fn a_line_says_where_to_go_on_so_that_no_transaction_is_halved() {
+        let events = [
+            WatchEvent::Added(node("a", 5)),
+            WatchEvent::Modified(node("a", 7)),
+            WatchEvent::Added(node("b", 7)),
+            WatchEvent::Deleted(node("c", 7)),
+            WatchEvent::Deleted(node("a", 8)),
+        ];
+        let text = lines::<Nodes>(&events);
+        let lines: Vec<Value> = text
+            .split(|&byte| byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect();
+        let brief: Vec<_> = lines
+            .iter()
+            .map(|line| [&line["type"], &line["object"]["name"], &line["resourceVersion"]])
+            .map(|values| values.map(|value| value.as_str().unwrap()))
+            .collect();
+        assert_eq!(
+            brief,
+            [
+                ["ADDED", "a", "5"],
+                ["MODIFIED", "a", "6"],
+                ["ADDED", "b", "6"],
+                ["DELETED", "c", "7"],
+                ["DELETED", "a", "8"],
+            ]
+        );
+    }
+
+    #[test]
+    fn lines_are_as_documented() {
+        let added = lines::<Nodes>(&[WatchEvent::Added(node("a", 5))]);
+        assert_eq!(
+            added,
+            "{\"type\":\"ADDED\",\"object\":{\"name\":\"a\",\"status\":\"NotReady\",\"time\":\"0001-01-01T00:00:00Z\"},\"resourceVersion\":\"5\"}\n"
+        );
+        let error = error_line(Error::Expired);
+        let start = "{\"type\":\"ERROR\",\"error\":{\"code\":\"Expired\",\"reason\":\"";
+        assert!(error.starts_with(start.as_bytes()) && error.ends_with(b"\"}}\n"), "{error:?}");
+    }
+}

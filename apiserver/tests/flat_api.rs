@@ -141,6 +141,27 @@ async fn a_put_changes_the_count_and_keeps_the_rest() {
 }
 
 #[tokio::test]
+async fn a_pod_that_is_being_deleted_is_not_replaced() {
+    let Some(etcd) = Etcd::start() else { return };
+    let server = Server::on(&etcd, &[]).await;
+    server.send("POST", "/pods", pod("a")).await;
+    let pods = etcd.store().api::<Pod>();
+    let key = ObjectKey::namespaced("default", "a");
+    pods.bind(&pods.get(&key).await.unwrap(), "node-1").await.unwrap();
+
+    // Its kubelet has to stop it first.
+    assert_eq!(server.send("DELETE", "/pods/a", "").await.status, StatusCode::NO_CONTENT);
+    assert_eq!(server.get("/pods/a").await.json()["message"], "is being deleted");
+    assert_eq!(server.send("DELETE", "/pods/a", "").await.status, StatusCode::NO_CONTENT);
+    let put = server.send("PUT", "/pods/a", pod("a")).await;
+    assert_eq!((put.status, put.error().0.as_str()), (StatusCode::CONFLICT, "Conflict"));
+
+    let uid = pods.get(&key).await.unwrap().metadata.uid.unwrap();
+    pods.finish_delete(&key, &uid).await.unwrap();
+    assert_eq!(server.send("PUT", "/pods/a", pod("a")).await.status, StatusCode::CREATED);
+}
+
+#[tokio::test]
 async fn nodes_can_be_read_and_deleted_only() {
     let Some(etcd) = Etcd::start() else { return };
     let server = Server::on(&etcd, &[]).await;

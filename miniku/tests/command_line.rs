@@ -114,9 +114,12 @@ impl Up {
         lines.find_map(|line| line.trim().strip_prefix(word)).unwrap_or_default().trim()
     }
 
+    fn address(&self) -> &str {
+        self.told("API").strip_prefix("http://").unwrap()
+    }
+
     fn request(&self, request: &str, body: &str) -> String {
-        let address = self.told("API").strip_prefix("http://").unwrap();
-        let mut stream = TcpStream::connect(address).unwrap();
+        let mut stream = TcpStream::connect(self.address()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let length = body.len();
         write!(
@@ -129,10 +132,14 @@ impl Up {
         answer
     }
 
-    /// Sends a signal and waits for the end.
-    fn end(mut self, signal: &str) -> ExitStatus {
+    fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Sends a signal and waits for the end.
+    fn end(mut self, signal: &str) -> ExitStatus {
+        self.signal(signal);
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).unwrap();
         self.child.wait().unwrap()
@@ -176,4 +183,21 @@ fn up_with_docker_asked_for_does_not_fall_back() {
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("node-1 does not start: no Docker Engine"), "{stderr}");
     assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let up = Up::start(dir.path(), "--runtime fake --nodes 0");
+    // A request that does not come to its end holds the first signal up for a while.
+    let mut request = TcpStream::connect(up.address()).unwrap();
+    request
+        .write_all(b"POST /pods HTTP/1.1\r\nhost: miniku\r\ncontent-length: 9\r\n\r\n{")
+        .unwrap();
+    assert!(up.request("GET /pods", "").starts_with("HTTP/1.1 200"));
+    up.signal("-TERM");
+    while TcpStream::connect(up.address()).is_ok() {
+        std::thread::yield_now();
+    }
+    assert_eq!(up.end("-TERM").code(), Some(1));
 }
