@@ -4,7 +4,9 @@
 //! own, so that a bulk of data never holds up the sign of life. A peer that cannot be reached is an
 //! error, also for a pre-vote: silence is not consent.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +21,7 @@ use openraft::raft::{
     AppendEntriesRequest, SnapshotResponse, StreamAppendError, StreamAppendResult,
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use parking_lot::Mutex;
 use store_proto::peer;
 use store_proto::peer::append_entries_response::Result as AppendResult;
 use store_proto::peer::peer_client::PeerClient;
@@ -75,11 +78,13 @@ impl Interceptor for Introduce {
 #[derive(Clone)]
 pub(crate) struct Network {
     cluster_id: u64,
+    /// Whom the last call did not reach; so that it is said once, not with every heartbeat.
+    silent: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl Network {
     pub(crate) fn new(cluster_id: u64) -> Self {
-        Self { cluster_id }
+        Self { cluster_id, silent: Arc::default() }
     }
 
     /// A client of `node`, or `None` when its address cannot be used.
@@ -106,7 +111,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerNetwork;
 
     async fn new_client(&mut self, target: u64, node: &MemberNode) -> PeerNetwork {
-        PeerNetwork { peer: self.peer(target, node), target }
+        PeerNetwork { peer: self.peer(target, node), target, silent: Arc::clone(&self.silent) }
     }
 }
 
@@ -114,12 +119,64 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(crate) struct PeerNetwork {
     peer: Option<Peer>,
     target: u64,
+    silent: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl PeerNetwork {
     fn peer(&self) -> Result<Peer, Unreachable<TypeConfig>> {
         let no_address = || format!("member {:x} has no usable peer URL", self.target);
         self.peer.clone().ok_or_else(|| Unreachable::from_string(no_address()))
+    }
+
+    /// One call with a deadline. Running over it makes the peer count as unreachable.
+    async fn call<T>(
+        &self,
+        deadline: Duration,
+        rpc: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, RPCError<TypeConfig>> {
+        let answer = match tokio::time::timeout(deadline, rpc).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(unreachable(&status)),
+            Err(_) => Err(RPCError::Unreachable(Unreachable::from_string("no answer in time"))),
+        };
+        self.notice(answer.as_ref().err());
+        answer
+    }
+
+    /// Streams a snapshot, a few chunks ahead of the peer at the most. A chunk that cannot be read ends
+    /// the stream early; the peer then finds the file incomplete and refuses it.
+    async fn send_snapshot(
+        &self,
+        head: peer::SnapshotHead,
+        mut chunks: BoxStream<'static, io::Result<Bytes>>,
+    ) -> Result<Vote, StreamingError<TypeConfig>> {
+        let mut peer = self.peer()?;
+        let (sender, messages) = mpsc::channel(SNAPSHOT_CHUNKS_AHEAD);
+        let pump = async move {
+            let mut message = peer::SnapshotChunk { head: Some(head), data: Bytes::new() };
+            while sender.send(message).await.is_ok() {
+                let Some(Ok(data)) = chunks.next().await else { return };
+                message = peer::SnapshotChunk { head: None, data };
+            }
+        };
+        let sending =
+            self.call(SNAPSHOT_TIMEOUT, peer.install_snapshot(ReceiverStream::new(messages)));
+        let ((), response) = tokio::join!(pump, sending);
+        let vote =
+            response?.vote.ok_or_else(|| broken("an answer to InstallSnapshot says nothing"))?;
+        Ok(codec::vote_from_proto(&vote))
+    }
+
+    fn notice(&self, failure: Option<&RPCError<TypeConfig>>) {
+        let member = format_args!("{:x}", self.target);
+        let mut silent = self.silent.lock();
+        match failure {
+            Some(error) if silent.insert(self.target) => {
+                tracing::warn!(%member, %error, "a member cannot be reached");
+            }
+            None if silent.remove(&self.target) => tracing::info!(%member, "a member is back"),
+            _ => {}
+        }
     }
 }
 
@@ -129,18 +186,6 @@ fn unreachable(status: &Status) -> RPCError<TypeConfig> {
 
 fn broken(reason: impl ToString) -> RPCError<TypeConfig> {
     RPCError::Network(NetworkError::from_string(reason))
-}
-
-/// One call with a deadline. Running over it makes the peer count as unreachable.
-async fn call<T>(
-    deadline: Duration,
-    rpc: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, RPCError<TypeConfig>> {
-    match tokio::time::timeout(deadline, rpc).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(unreachable(&status)),
-        Err(_) => Err(RPCError::Unreachable(Unreachable::from_string("no answer in time"))),
-    }
 }
 
 impl NetBackoff<TypeConfig> for PeerNetwork {
@@ -166,8 +211,9 @@ impl NetStreamAppend<TypeConfig> for PeerNetwork {
     {
         Box::pin(async move {
             let mut peer = self.peer()?;
-            let responses =
-                call(option.hard_ttl(), peer.append_entries(input.map(append_to_proto))).await?;
+            let responses = self
+                .call(option.hard_ttl(), peer.append_entries(input.map(append_to_proto)))
+                .await?;
             let results = responses.map(|response| match response {
                 Ok(response) => append_result(&response),
                 Err(status) => Err(unreachable(&status)),
@@ -216,7 +262,7 @@ impl PeerNetwork {
             pre_vote,
             leader_transfer: request.leadership_transfer,
         };
-        let response = call(option.hard_ttl(), self.peer()?.vote(message)).await?;
+        let response = self.call(option.hard_ttl(), self.peer()?.vote(message)).await?;
         let vote = response.vote.ok_or_else(|| broken("an answer to Vote says nothing"))?;
         Ok(VoteResponse {
             vote: codec::vote_from_proto(&vote),
@@ -255,7 +301,7 @@ impl NetTransferLeader<TypeConfig> for PeerNetwork {
             to_node: *request.to_node_id(),
             last_log_id: request.last_log_id().map(codec::log_id_to_proto),
         };
-        let response = call(option.hard_ttl(), self.peer()?.transfer_leader(message)).await?;
+        let response = self.call(option.hard_ttl(), self.peer()?.transfer_leader(message)).await?;
         if response.accepted { Ok(Ok(())) } else { Err(broken("the transfer was refused")) }
     }
 }
@@ -281,31 +327,10 @@ impl NetSnapshot<TypeConfig> for PeerNetwork {
             )))
         })?;
         tokio::select! {
-            vote = send_snapshot(self.peer()?, head, chunks) => Ok(SnapshotResponse::new(vote?)),
+            vote = self.send_snapshot(head, chunks) => Ok(SnapshotResponse::new(vote?)),
             closed = cancel => Err(StreamingError::Closed(closed)),
         }
     }
-}
-
-/// Streams a snapshot, a few chunks ahead of the peer at the most. A chunk that cannot be read ends
-/// the stream early; the peer then finds the file incomplete and refuses it.
-async fn send_snapshot(
-    mut peer: Peer,
-    head: peer::SnapshotHead,
-    mut chunks: BoxStream<'static, io::Result<Bytes>>,
-) -> Result<Vote, StreamingError<TypeConfig>> {
-    let (sender, messages) = mpsc::channel(SNAPSHOT_CHUNKS_AHEAD);
-    let pump = async move {
-        let mut message = peer::SnapshotChunk { head: Some(head), data: Bytes::new() };
-        while sender.send(message).await.is_ok() {
-            let Some(Ok(data)) = chunks.next().await else { return };
-            message = peer::SnapshotChunk { head: None, data };
-        }
-    };
-    let sending = call(SNAPSHOT_TIMEOUT, peer.install_snapshot(ReceiverStream::new(messages)));
-    let ((), response) = tokio::join!(pump, sending);
-    let vote = response?.vote.ok_or_else(|| broken("an answer to InstallSnapshot says nothing"))?;
-    Ok(codec::vote_from_proto(&vote))
 }
 
 /// Whether a call certainly never reached the peer: no connection could be made.
