@@ -132,26 +132,6 @@ impl WatchHub {
         self.registry.lock().published
     }
 
-    /// How many watchers there are.
-    pub(crate) fn watchers(&self) -> usize {
-        self.registry.lock().watcher_count
-    }
-
-    /// How many watchers read history, because they started in the past or their clients are slow.
-    pub(crate) fn lagging_watchers(&self) -> usize {
-        self.registry.lock().lagging_count
-    }
-
-    /// How many streams are open.
-    pub(crate) fn streams(&self) -> usize {
-        self.registry.lock().streams.len()
-    }
-
-    /// Bytes of events that wait for clients; an event that waits for many counts once.
-    pub(crate) fn pending_bytes(&self) -> usize {
-        self.pending_bytes.load(Ordering::Relaxed)
-    }
-
     pub(super) fn limits(&self) -> &WatchLimits {
         &self.limits
     }
@@ -170,6 +150,29 @@ impl WatchHub {
         let inbox = Arc::<Inbox>::default();
         registry.streams.insert(stream, Arc::clone(&inbox));
         Ok(Subscriptions { hub: Arc::clone(self), stream, inbox, watchers: BTreeMap::new() })
+    }
+}
+
+#[cfg_attr(not(test), expect(dead_code, reason = "what metrics will tell; tests read it"))]
+impl WatchHub {
+    /// How many watchers there are.
+    pub(crate) fn watchers(&self) -> usize {
+        self.registry.lock().watcher_count
+    }
+
+    /// How many watchers read history, because they started in the past or their clients are slow.
+    pub(crate) fn lagging_watchers(&self) -> usize {
+        self.registry.lock().lagging_count
+    }
+
+    /// How many streams are open.
+    pub(crate) fn streams(&self) -> usize {
+        self.registry.lock().streams.len()
+    }
+
+    /// Bytes of events that wait for clients; an event that waits for many counts once.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.pending_bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -271,9 +274,11 @@ impl Subscriptions {
     /// far. If not, [`Self::changed`] returns when it may be.
     pub(super) fn sent_through(&self, at_least: i64) -> Option<i64> {
         let mut registry = self.hub.registry.lock();
-        let sent_through = self.inbox.sent_through(registry.published);
-        if sent_through >= at_least {
-            return Some(sent_through);
+        if registry.published >= at_least {
+            let sent_through = self.inbox.sent_through(registry.published);
+            if sent_through >= at_least {
+                return Some(sent_through);
+            }
         }
         registry.awaiting_publish.insert(self.stream);
         None
