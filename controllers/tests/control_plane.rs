@@ -3,11 +3,14 @@
 
 mod cluster;
 mod etcd;
+mod flaky;
 
 use std::time::Duration;
 
-use api::{DeleteOptions, Object, ObjectKey};
-use cluster::{Cluster, app};
+use api::{DeleteOptions, Object, ObjectKey, Scope, WatchEvent};
+use cluster::{BEYOND_GRACE, Cluster, app};
+use k8s_openapi::api::core::v1::{Node, NodeCondition};
+use tokio::time::sleep;
 
 const NOW: Duration = Duration::ZERO;
 const DRAIN: Duration = Duration::from_secs(5);
@@ -16,9 +19,14 @@ fn key(name: &str) -> ObjectKey {
     ObjectKey::namespaced("default", name)
 }
 
+fn ready(node: &Node) -> NodeCondition {
+    let conditions = node.status.clone().unwrap_or_default().conditions.unwrap_or_default();
+    conditions.into_iter().find(|condition| condition.type_ == "Ready").unwrap()
+}
+
 #[tokio::test]
 async fn a_set_is_spread_scaled_and_deleted() {
-    let Some(mut cluster) = Cluster::start().await else { return };
+    let Some(mut cluster) = Cluster::start(1).await else { return };
     let controllers = cluster.controllers().await;
     cluster.node("node-1").await;
     cluster.node("node-2").await;
@@ -46,7 +54,7 @@ async fn a_set_is_spread_scaled_and_deleted() {
 
 #[tokio::test]
 async fn controllers_that_are_killed_go_on_where_they_were() {
-    let Some(mut cluster) = Cluster::start().await else { return };
+    let Some(mut cluster) = Cluster::start(1).await else { return };
     cluster.node("node-1").await;
     cluster.node("node-2").await;
     cluster.create_set("nginx", 40).await;
@@ -64,7 +72,7 @@ async fn controllers_that_are_killed_go_on_where_they_were() {
 
 #[tokio::test]
 async fn never_more_pods_than_wanted() {
-    let Some(mut cluster) = Cluster::start().await else { return };
+    let Some(mut cluster) = Cluster::start(1).await else { return };
     let _controllers = cluster.controllers().await;
     cluster.node("node-1").await;
     cluster.create_set("nginx", 0).await;
@@ -83,7 +91,7 @@ async fn never_more_pods_than_wanted() {
 
 #[tokio::test]
 async fn a_pod_that_is_deleted_is_replaced() {
-    let Some(mut cluster) = Cluster::start().await else { return };
+    let Some(mut cluster) = Cluster::start(1).await else { return };
     let _controllers = cluster.controllers().await;
     cluster.node("node-1").await;
     cluster.create_set("nginx", 2).await;
@@ -99,7 +107,7 @@ async fn a_pod_that_is_deleted_is_replaced() {
 
 #[tokio::test]
 async fn pods_join_and_leave_a_set_by_their_labels() {
-    let Some(mut cluster) = Cluster::start().await else { return };
+    let Some(mut cluster) = Cluster::start(1).await else { return };
     let _controllers = cluster.controllers().await;
     cluster.node("node-1").await;
     let orphan = cluster.create_pod("orphan", app("nginx")).await;
@@ -131,7 +139,7 @@ async fn pods_join_and_leave_a_set_by_their_labels() {
 
 #[tokio::test]
 async fn lone_pods_are_spread_too() {
-    let Some(mut cluster) = Cluster::start().await else { return };
+    let Some(mut cluster) = Cluster::start(1).await else { return };
     let _controllers = cluster.controllers().await;
     cluster.node("node-1").await;
     cluster.node("node-2").await;
@@ -145,7 +153,7 @@ async fn lone_pods_are_spread_too() {
 
 #[tokio::test]
 async fn a_pod_without_a_node_says_why_until_there_is_one() {
-    let Some(mut cluster) = Cluster::start().await else { return };
+    let Some(mut cluster) = Cluster::start(1).await else { return };
     let _controllers = cluster.controllers().await;
     let pod = cluster.create_pod("a", app("a")).await;
     let message = async || {
@@ -171,15 +179,12 @@ async fn a_pod_without_a_node_says_why_until_there_is_one() {
 
 #[tokio::test]
 async fn a_silent_node_gets_no_pods() {
-    let Some(mut cluster) = Cluster::start().await else { return };
+    let Some(mut cluster) = Cluster::start(1).await else { return };
     let _controllers = cluster.controllers().await;
     let kubelet = cluster.node("node-1").await;
     cluster.node("node-2").await;
-    let ready = async |name: &str| {
-        let node = cluster.nodes().get(&ObjectKey::cluster(name)).await.unwrap();
-        let conditions = node.status.unwrap_or_default().conditions.unwrap_or_default();
-        conditions.into_iter().find(|condition| condition.type_ == "Ready").unwrap()
-    };
+    let ready =
+        async |name: &str| ready(&cluster.nodes().get(&ObjectKey::cluster(name)).await.unwrap());
 
     kubelet.abort();
     cluster
@@ -190,4 +195,65 @@ async fn a_silent_node_gets_no_pods() {
 
     cluster.create_set("nginx", 4).await;
     cluster.until_spread("nginx", &[("node-2", 4)]).await;
+}
+
+#[tokio::test]
+async fn nodes_are_not_blamed_for_a_store_that_is_away() {
+    let Some(mut cluster) = Cluster::start(1).await else { return };
+    let _controllers = cluster.controllers().await;
+    cluster.node("node-1").await;
+    cluster.node("node-2").await;
+    cluster.create_set("nginx", 2).await;
+    cluster.until_spread("nginx", &[("node-1", 1), ("node-2", 1)]).await;
+    let before = cluster.nodes().list(&Scope::All).await.unwrap().revision;
+
+    cluster.etcd.kill_member(0);
+    sleep(BEYOND_GRACE).await;
+    cluster.etcd.start_member(0);
+    cluster.until_store_answers().await;
+    cluster.scale("nginx", 4).await;
+    cluster.until_spread("nginx", &[("node-1", 2), ("node-2", 2)]).await;
+    // Long enough for what was missed to count, if it did.
+    sleep(BEYOND_GRACE).await;
+    cluster.nodes().delete(&ObjectKey::cluster("node-2"), &DeleteOptions::default()).await.unwrap();
+    let mut nodes = cluster.nodes().watch(&Scope::All, Some(before));
+    let first = nodes.next().await.unwrap().events.remove(0);
+    assert!(matches!(first, WatchEvent::Deleted(_)), "no node was written before: {first:?}");
+}
+
+#[tokio::test]
+async fn members_of_the_store_die_while_a_set_is_scaled() {
+    let Some(mut cluster) = Cluster::start(3).await else { return };
+    let _controllers = cluster.controllers().await;
+    cluster.node("node-1").await;
+    cluster.create_set("nginx", 0).await;
+    // One of them leads, so a leader is killed at least once.
+    for member in 0..cluster.etcd.members() {
+        cluster.scale("nginx", 60).await;
+        let some = async || cluster.all_pods().await.len() >= 10;
+        cluster.until("scaling is under way", some).await;
+        cluster.etcd.kill_member(member);
+        cluster.until_running("nginx", 60).await;
+        cluster.etcd.start_member(member);
+        cluster.scale("nginx", 0).await;
+        cluster.until_running("nginx", 0).await;
+    }
+}
+
+#[tokio::test]
+async fn lost_answers_double_nothing() {
+    let Some(mut cluster) = Cluster::start(1).await else { return };
+    let address = cluster.flaky_network().await;
+    let _controllers = cluster.controllers_on(&address).await;
+    cluster.node("node-1").await;
+    cluster.create_set("nginx", 0).await;
+    let up_and_down = async {
+        for _ in 0..5 {
+            cluster.scale("nginx", 40).await;
+            cluster.until_running("nginx", 40).await;
+            cluster.scale("nginx", 0).await;
+            cluster.until_running("nginx", 0).await;
+        }
+    };
+    cluster.never_more_pods_than(40, Box::pin(up_and_down)).await;
 }

@@ -5,12 +5,13 @@
 //! 2. is `Pending` rather than `Unknown`, or `Unknown` rather than `Running`,
 //! 3. is not ready,
 //! 4. has the lower `controller.kubernetes.io/pod-deletion-cost`,
-//! 5. shares its node with more pods of the set,
+//! 5. shares its node with more pods of the set, those not counted that go before it,
 //! 6. has become ready more recently,
 //! 7. has restarted more often,
 //! 8. is newer,
 //!
-//! and by name in the end, so that two runs choose alike.
+//! and by name in the end, so that two runs choose alike. (Kubernetes counts under 5 what is there
+//! in the beginning. Going by what is left then, a set that was spread stays so as it shrinks.)
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -27,15 +28,24 @@ const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// The pods of a set in the order in which they are to go.
 pub(crate) fn by_deletion_order(mut pods: Vec<Arc<Pod>>) -> Vec<Arc<Pod>> {
-    let mut on_node: HashMap<String, usize> = HashMap::new();
+    let mut left_on_node: HashMap<String, usize> = HashMap::new();
     for node in pods.iter().filter_map(|pod| pod.node_name()) {
-        *on_node.entry(node.to_owned()).or_default() += 1;
+        *left_on_node.entry(node.to_owned()).or_default() += 1;
     }
-    pods.sort_by_cached_key(|pod| {
-        let neighbours = pod.node_name().and_then(|node| on_node.get(node)).copied().unwrap_or(0);
-        (rank(pod, neighbours), pod.name().to_owned())
-    });
-    pods
+    pods.sort_by_cached_key(|pod| (rank(pod, 0), pod.name().to_owned()));
+    // In this order the pods of one node would go, so each knows with how many it shares the node
+    // by then.
+    let mut ranked: Vec<(Rank, Arc<Pod>)> = Vec::with_capacity(pods.len());
+    for pod in pods {
+        let left = pod.node_name().and_then(|node| left_on_node.get_mut(node));
+        let neighbours = left.map_or(0, |left| {
+            *left -= 1;
+            *left
+        });
+        ranked.push((rank(&pod, neighbours), pod));
+    }
+    ranked.sort_by(|(one, a), (other, b)| one.cmp(other).then_with(|| a.name().cmp(b.name())));
+    ranked.into_iter().map(|(_, pod)| pod).collect()
 }
 
 type Rank =
@@ -113,11 +123,26 @@ mod tests {
     }
 
     #[test]
-    fn the_fuller_node_gives_first() {
-        let on = |name: &str, node: &str| pod(name).on(node).phase("Running").ready_at(100).build();
-        let pods = vec![on("a", "node-1"), on("b", "node-2"), on("c", "node-2")];
-        let names: Vec<_> =
-            by_deletion_order(pods).iter().map(|pod| pod.name().to_owned()).collect();
-        assert_eq!(names, ["b", "c", "a"]);
+    fn the_fuller_node_gives_first_until_it_is_no_fuller() {
+        let on = |name: &str, node: &str| pod(name).on(node).phase("Running").ready_at(100);
+        let order = |pods: Vec<PodBuilder>| {
+            let pods = pods.into_iter().map(PodBuilder::build).collect();
+            by_deletion_order(pods).iter().map(|pod| pod.name().to_owned()).collect::<Vec<_>>()
+        };
+        let uneven = vec![on("a", "node-1"), on("b", "node-2"), on("c", "node-2")];
+        assert_eq!(order(uneven), ["b", "a", "c"]);
+
+        let even = vec![
+            on("a", "node-1"),
+            on("b", "node-1"),
+            on("c", "node-2").ready_at(200),
+            on("d", "node-2").ready_at(200),
+        ];
+        assert_eq!(order(even), ["c", "a", "d", "b"]);
+
+        // What goes first anyway is not in the way of those that stay.
+        let starting =
+            vec![on("a", "node-1"), on("b", "node-2"), on("c", "node-2").phase("Pending")];
+        assert_eq!(order(starting), ["c", "a", "b"]);
     }
 }

@@ -2,11 +2,13 @@
 //! far as the controllers can see. A fake node has a lease that is renewed, reports its pods as
 //! running, and lets go of those being deleted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::Duration;
 
-use api::{Api, Client, ClientConfig, Clock, Error, Informer, Object, ObjectKey, Scope, Store};
+use api::{
+    Api, Client, ClientConfig, Clock, Error, Informer, Object, ObjectKey, Scope, Store, WatchEvent,
+};
 use clap::Parser;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
@@ -15,21 +17,26 @@ use k8s_openapi::api::core::v1::{
     Container, Node, NodeCondition, NodeStatus, Pod, PodCondition, PodSpec, PodTemplateSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, ObjectMeta};
+use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::etcd::Etcd;
+use crate::flaky;
 
 /// How long anything may take that is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The grace period that the controllers get; heartbeats are much more frequent.
-pub(crate) const GRACE: &str = "3s";
-const HEARTBEAT: Duration = Duration::from_millis(200);
+const GRACE: &str = "3s";
+/// Longer than that.
+pub(crate) const BEYOND_GRACE: Duration = Duration::from_secs(4);
+/// How often a fake kubelet renews its lease, and looks again after its pods.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// A store with fake nodes, and whatever controllers a test starts.
 pub(crate) struct Cluster {
-    etcd: Etcd,
+    pub(crate) etcd: Etcd,
     store: Store,
     tasks: JoinSet<()>,
 }
@@ -41,24 +48,41 @@ struct Flags {
 }
 
 impl Cluster {
-    /// A store that answers, or none when there is no etcd to be had.
-    pub(crate) async fn start() -> Option<Self> {
-        let etcd = Etcd::start()?;
-        let config = ClientConfig::new(etcd.url()).expect("etcd's own URL");
+    /// A store of so many members that answers, or none when there is no etcd to be had.
+    pub(crate) async fn start(members: usize) -> Option<Self> {
+        let etcd = Etcd::start(members)?;
+        let config = ClientConfig::new(&etcd.urls()).expect("etcd's own URLs");
         let store = Store::new(Client::new(config).expect("a client"), Clock::system());
         let cluster = Self { etcd, store, tasks: JoinSet::new() };
-        cluster
-            .until("etcd answers", async || cluster.nodes().list(&Scope::All).await.is_ok())
-            .await;
+        cluster.until_store_answers().await;
         Some(cluster)
+    }
+
+    pub(crate) async fn until_store_answers(&self) {
+        let answers = async || self.nodes().list(&Scope::All).await.is_ok();
+        self.until("the store answers", answers).await;
     }
 
     /// Starts the controllers as the command line does.
     pub(crate) async fn controllers(&self) -> controllers::Running {
-        let flags =
-            ["controllers", "--store", self.etcd.url(), "--node-monitor-grace-period", GRACE];
+        self.controllers_on(&self.etcd.urls()).await
+    }
+
+    /// Starts the controllers with a store of that address.
+    pub(crate) async fn controllers_on(&self, store: &str) -> controllers::Running {
+        let flags = ["controllers", "--store", store, "--node-monitor-grace-period", GRACE];
         let config = Flags::try_parse_from(flags).expect("flags").config;
         controllers::start(config).await.expect("the controllers start")
+    }
+
+    /// Puts a network between the controllers and the store whose connections never last; returns
+    /// the address that leads through it.
+    pub(crate) async fn flaky_network(&mut self) -> String {
+        let store = self.etcd.urls().trim_start_matches("http://").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let addr = listener.local_addr().expect("a bound address");
+        self.tasks.spawn(flaky::forward(listener, store));
+        format!("http://{addr}")
     }
 
     pub(crate) fn sets(&self) -> Api<ReplicaSet> {
@@ -186,13 +210,22 @@ impl Cluster {
 
     /// Watches over a number of pods for a while, in which it must not be exceeded.
     pub(crate) async fn never_more_pods_than(&self, max: usize, during: impl Future<Output = ()>) {
-        let mut watch = self.pods().watch(&Scope::All, None);
+        let pods = self.pods().list(&Scope::All).await.expect("the store answers");
+        let mut watch = self.pods().watch(&Scope::All, Some(pods.revision));
         let look = async {
+            let mut active: BTreeSet<_> = pods.items.iter().map(Object::key).collect();
             loop {
-                watch.next().await.expect("nothing is compacted");
-                let pods = self.all_pods().await;
-                let active = pods.iter().filter(|pod| !pod.is_deleting()).count();
-                assert!(active <= max, "{active} pods, {max} are wanted");
+                for event in watch.next().await.expect("nothing is compacted").events {
+                    match event {
+                        WatchEvent::Added(pod) | WatchEvent::Modified(pod)
+                            if !pod.is_deleting() =>
+                        {
+                            active.insert(pod.key())
+                        }
+                        event => active.remove(&event.object().key()),
+                    };
+                    assert!(active.len() <= max, "{} pods, {max} are wanted", active.len());
+                }
             }
         };
         tokio::select! {
