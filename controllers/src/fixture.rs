@@ -166,7 +166,7 @@ pub(crate) fn node(name: &str, ready: &str) -> Node {
 }
 
 /// The node's lease, renewed at that time.
-pub(crate) fn lease(node: &str, renewed: Timestamp) -> Lease {
+pub(crate) fn lease_renewed(node: &str, renewed: Timestamp) -> Lease {
     Lease {
         metadata: ObjectMeta {
             name: Some(node.into()),

@@ -21,7 +21,10 @@ fn key(name: &str) -> ObjectKey {
 
 fn ready(node: &Node) -> NodeCondition {
     let conditions = node.status.clone().unwrap_or_default().conditions.unwrap_or_default();
-    conditions.into_iter().find(|condition| condition.type_ == "Ready").unwrap()
+    conditions
+        .into_iter()
+        .find(|condition| condition.type_ == "Ready")
+        .expect("the condition Ready")
 }
 
 #[tokio::test]

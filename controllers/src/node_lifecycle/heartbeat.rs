@@ -17,6 +17,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use api::Object;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
@@ -56,11 +57,18 @@ impl ObservedTime {
     }
 }
 
-/// What changes with every heartbeat.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What changes with every heartbeat, as somebody saw it.
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Mark {
-    lease: Option<Timestamp>,
-    condition: Option<Timestamp>,
+    lease: Sign,
+    condition: Sign,
+}
+
+/// A time that a heartbeat sets, and the revision at which it was read.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sign {
+    revision: i64,
+    time: Option<Timestamp>,
 }
 
 impl Mark {
@@ -69,7 +77,32 @@ impl Mark {
         let renewed = lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref());
         let heartbeat =
             condition::ready(node).and_then(|condition| condition.last_heartbeat_time.as_ref());
-        Self { lease: renewed.map(|time| time.0), condition: heartbeat.map(|time| time.0) }
+        Self {
+            lease: Sign {
+                revision: lease.map_or(0, Object::revision),
+                time: renewed.map(|time| time.0),
+            },
+            condition: Sign { revision: node.revision(), time: heartbeat.map(|time| time.0) },
+        }
+    }
+
+    /// Takes over what is newer in another mark, and says whether that was a heartbeat.
+    fn update(&mut self, seen: Self) -> bool {
+        let lease = self.lease.update(seen.lease);
+        let condition = self.condition.update(seen.condition);
+        lease || condition
+    }
+}
+
+impl Sign {
+    /// What was read from the store and what a cache shows may come in any order: the newer counts.
+    fn update(&mut self, seen: Self) -> bool {
+        if seen.revision <= self.revision {
+            return false;
+        }
+        let changed = seen.time != self.time;
+        *self = seen;
+        changed
     }
 }
 
@@ -80,14 +113,15 @@ pub(crate) struct Heartbeats {
 }
 
 impl Heartbeats {
-    /// Takes note of a node's mark at observed time `at`, and says how long it has not changed.
-    /// A node seen for the first time has just sent one, for all that is known.
+    /// Takes note of a node's mark at observed time `at`, and says how long it has been silent.
+    /// A node seen for the first time has just sent a heartbeat, for all that is known.
     pub(crate) fn observe(&mut self, node: &str, mark: Mark, at: Duration) -> Duration {
         match self.by_node.get_mut(node) {
-            Some((known, since)) if *known == mark => at.saturating_sub(*since),
-            Some(entry) => {
-                *entry = (mark, at);
-                Duration::ZERO
+            Some((known, since)) => {
+                if known.update(mark) {
+                    *since = at;
+                }
+                at.saturating_sub(*since)
             }
             None => {
                 self.by_node.insert(node.to_owned(), (mark, at));
@@ -105,7 +139,8 @@ impl Heartbeats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{at, lease, node};
+    use crate::fixture::{at, lease_renewed, node};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -136,35 +171,46 @@ mod tests {
     #[test]
     fn any_change_is_a_heartbeat_whatever_the_clocks_say() {
         let mut heartbeats = Heartbeats::default();
-        // (observed second, lease renewed at, age in s)
+        // (observed second, lease's revision and renewal, age in s)
         let rows = [
             (5, None, 0),
             (9, None, 4),
-            (10, Some(1_000), 0),
-            (14, Some(1_000), 4),
-            (15, Some(400), 0),
-            (35, Some(400), 20),
-            (36, Some(401), 0),
+            (10, Some((3, 1_000)), 0),
+            (14, Some((3, 1_000)), 4),
+            (15, Some((4, 400)), 0),
+            // Older news, from a cache that lags behind.
+            (20, Some((3, 1_000)), 5),
+            // Somebody wrote the lease, but not its time.
+            (25, Some((5, 400)), 10),
+            // The lease is gone: that is no sign of life.
+            (30, None, 15),
+            (36, Some((6, 401)), 0),
         ];
-        for (second, renewed, age) in rows {
-            let lease = renewed.map(|renewed| lease("node-1", at(renewed)));
+        for (second, lease, age) in rows {
+            let lease = lease.map(|(revision, renewed)| {
+                let mut lease = lease_renewed("node-1", at(renewed));
+                lease.metadata.resource_version = Some(i32::to_string(&revision));
+                lease
+            });
             let mark = Mark::new(&node("node-1", "True"), lease.as_ref());
-            assert_eq!(
-                heartbeats.observe("node-1", mark, seconds(second)),
-                seconds(age),
-                "at {second}"
-            );
+            let silent_for = heartbeats.observe("node-1", mark, seconds(second));
+            assert_eq!(silent_for, seconds(age), "at {second}");
         }
+    }
 
+    #[test]
+    fn the_time_in_the_condition_counts_too() {
+        let mut heartbeats = Heartbeats::default();
         let mut beating = node("node-1", "True");
+        assert_eq!(heartbeats.observe("node-1", Mark::new(&beating, None), seconds(1)), seconds(0));
         let conditions = beating.status.as_mut().unwrap().conditions.as_mut().unwrap();
-        conditions[0].last_heartbeat_time =
-            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(7)));
-        let lease = lease("node-1", at(401));
-        assert_eq!(
-            heartbeats.observe("node-1", Mark::new(&beating, Some(&lease)), seconds(40)),
-            seconds(0)
-        );
+        conditions[0].last_heartbeat_time = Some(Time(at(7)));
+        beating.metadata.resource_version = Some("9".into());
+        assert_eq!(heartbeats.observe("node-1", Mark::new(&beating, None), seconds(5)), seconds(0));
+
+        // Written by others, as by the one who finds it silent.
+        beating.metadata.resource_version = Some("10".into());
+        assert_eq!(heartbeats.observe("node-1", Mark::new(&beating, None), seconds(9)), seconds(4));
 
         heartbeats.retain(|_| false);
         assert_eq!(heartbeats.observe("node-1", Mark::default(), seconds(99)), seconds(0));

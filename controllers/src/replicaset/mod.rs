@@ -149,7 +149,12 @@ impl Controller {
             }
         };
         let again = plan.recheck_after;
-        self.act(&set, plan).await?;
+        let acted = self.act(&set, plan).await;
+        if self.set_cache.get(key).is_none_or(|now| now.uid() != set.uid()) {
+            // It went meanwhile, and nobody will ask for what was noted since.
+            self.expectations.lock().forget(set.uid());
+        }
+        acted?;
         Ok(match (standing, again) {
             (Standing::Waiting(left), Some(again)) => Outcome::After(left.min(again)),
             (Standing::Waiting(left), None) => Outcome::After(left),

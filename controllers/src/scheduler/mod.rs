@@ -5,14 +5,14 @@
 //! by side. So pods spread well however fast they come, and a pod that cannot be placed, or whose
 //! bind takes long, holds up no other.
 //!
-//! A pod that no node takes says why in its condition `PodScheduled`, and is tried again when a
-//! node changes, and now and then regardless.
+//! A pod that no node takes says why in its condition `PodScheduled`. It is tried again when a node
+//! changes, when pods leave their nodes, and now and then regardless.
 
 mod condition;
 mod decide;
 mod occupancy;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use api::{
 };
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::{pod, reconcile};
@@ -34,6 +35,9 @@ const NAME: &str = "default-scheduler";
 /// How long a pod that could not be placed waits while no node changes.
 const UNSCHEDULABLE_BACKOFF: Backoff =
     Backoff { base: Duration::from_secs(1), max: Duration::from_secs(60) };
+
+/// How often it is looked whether pods have made room for others.
+const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Finds nodes for pods.
 pub(crate) struct Scheduler {
@@ -50,7 +54,9 @@ struct View {
     nodes: BTreeMap<String, NodeView>,
     occupancy: Occupancy,
     /// The pods that could not be placed, and how often in a row.
-    unplaced: HashMap<ObjectKey, u32>,
+    unplaced: BTreeMap<ObjectKey, u32>,
+    /// A pod has left its node since the unplaced were last tried.
+    room: bool,
 }
 
 /// What is to be done for a pod.
@@ -90,8 +96,16 @@ impl Scheduler {
             return;
         }
         self.nodes_resync();
+        let mut room = interval(ROOM_INTERVAL);
+        room.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = room.tick() => {
+                    let mut view = self.view.lock();
+                    if view.room {
+                        self.try_unplaced(&mut view);
+                    }
+                }
                 notice = nodes.next() => match notice {
                     Some(Notice::Changed(changes)) => self.nodes_changed(&changes),
                     Some(Notice::Resync) => self.nodes_resync(),
@@ -133,7 +147,8 @@ impl Scheduler {
     }
 
     fn try_unplaced(&self, view: &mut View) {
-        for (key, _) in view.unplaced.drain() {
+        view.room = false;
+        for (key, _) in std::mem::take(&mut view.unplaced) {
             self.queue.add(key);
         }
     }
@@ -152,11 +167,11 @@ impl Scheduler {
         if let Some(old) = old
             && new.is_none_or(|new| new.uid() != old.uid())
         {
-            view.occupancy.remove(old.uid());
+            view.room |= view.occupancy.remove(old.uid());
             view.unplaced.remove(&change.key);
         }
         let Some(new) = new else { return };
-        view.occupancy.observe(new);
+        view.room |= view.occupancy.observe(new);
         // That a pod cannot be placed is written to its status; this is no reason to try again.
         let same = |old: &Pod| old.uid() == new.uid() && old.same_spec(new);
         if new.node_name().is_none() && !old.is_some_and(same) {

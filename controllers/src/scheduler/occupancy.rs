@@ -35,17 +35,19 @@ struct Tally {
 }
 
 impl Occupancy {
-    /// Takes note of a pod as the store has it.
-    pub(crate) fn observe(&mut self, pod: &Pod) {
+    /// Takes note of a pod as the store has it, and says whether it has left its node.
+    pub(crate) fn observe(&mut self, pod: &Pod) -> bool {
         let uid = pod.uid();
         if pod::is_finished(pod) {
-            self.remove(uid);
-        } else if let Some(node) = pod.node_name() {
+            return self.remove(uid);
+        }
+        if let Some(node) = pod.node_name() {
             // A pod on its way out still takes its place, but its owner wants another elsewhere.
             let owner = Some(pod).filter(|pod| !pod.is_deleting());
             self.place(uid, node, owner.and_then(|pod| controller(pod)), false);
         }
         // A pod seen without a node may have an assumed one: its bind is on the way.
+        false
     }
 
     /// Counts a pod on a node it is about to be bound to.
@@ -86,10 +88,10 @@ impl Occupancy {
         }
     }
 
-    /// Drops a pod that is gone.
-    pub(crate) fn remove(&mut self, uid: &str) {
-        let Some(placement) = self.placements.remove(uid) else { return };
-        let Some(tally) = self.nodes.get_mut(&placement.node) else { return };
+    /// Drops a pod that is gone, and says whether it was on a node.
+    pub(crate) fn remove(&mut self, uid: &str) -> bool {
+        let Some(placement) = self.placements.remove(uid) else { return false };
+        let Some(tally) = self.nodes.get_mut(&placement.node) else { return true };
         tally.pods -= 1;
         if let Some(owner) = placement.owner
             && let Some(count) = tally.by_owner.get_mut(&owner)
@@ -102,6 +104,7 @@ impl Occupancy {
         if tally.pods == 0 {
             self.nodes.remove(&placement.node);
         }
+        true
     }
 
     /// How many pods the node carries.
