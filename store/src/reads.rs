@@ -10,17 +10,22 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use store_proto::etcdserverpb::{RangeRequest, RangeResponse};
 use store_proto::mvccpb::KeyValue;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::engine::EngineError;
 use crate::error::RequestError;
 use crate::mvcc::{Failure, HashKv, HistoryError, Mvcc, RevisionEvents};
 use crate::watch::{History, ReadError};
 
+/// Reads from the disk at one time; more of them wait, so that a crowd of them (all watchers coming
+/// back at once) leaves threads and disk to the writes.
+const DISK_READS: usize = 8;
+
 /// Reads one state.
 #[derive(Clone)]
 pub(crate) struct Reads {
     mvcc: Mvcc,
+    disk_reads: Arc<Semaphore>,
     broken: Arc<Broken>,
 }
 
@@ -32,7 +37,7 @@ struct Broken {
 
 impl Reads {
     pub(crate) fn new(mvcc: Mvcc) -> Self {
-        Self { mvcc, broken: Arc::default() }
+        Self { mvcc, disk_reads: Arc::new(Semaphore::new(DISK_READS)), broken: Arc::default() }
     }
 
     /// etcd's Range.
@@ -63,10 +68,15 @@ impl Reads {
         }
     }
 
+    async fn disk_turn(&self) -> SemaphorePermit<'_> {
+        self.disk_reads.acquire().await.expect("the semaphore is never closed")
+    }
+
     async fn off_runtime<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Mvcc) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, RequestError> {
+        let _turn = self.disk_turn().await;
         let mvcc = self.mvcc.clone();
         match tokio::task::spawn_blocking(move || read(&mvcc)).await {
             Ok(Ok(found)) => Ok(found),
@@ -101,6 +111,7 @@ impl History for Reads {
         let history = match self.mvcc.try_history(from, max_bytes) {
             Some(history) => history,
             None => {
+                let _turn = self.disk_turn().await;
                 let mvcc = self.mvcc.clone();
                 tokio::task::spawn_blocking(move || mvcc.history(from, max_bytes))
                     .await

@@ -120,13 +120,19 @@ fn with_json(status: StatusCode, body: Body) -> Response {
     response
 }
 
+/// What stands in the body of an answer that is an error.
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    error: &'a str,
+    message: &'a str,
+    code: i32,
+}
+
 fn failure(status: &Status) -> Response {
-    let body = serde_json::json!({
-        "error": status.message(),
-        "message": status.message(),
-        "code": status.code() as i32,
-    });
-    with_json(http_status(status.code()), Body::from(body.to_string()))
+    let message = status.message();
+    let body = ErrorBody { error: message, message, code: status.code() as i32 };
+    let json = serde_json::to_vec(&body).unwrap_or_default();
+    with_json(http_status(status.code()), Body::from(json))
 }
 
 /// The gateway's own table of codes.
@@ -149,19 +155,27 @@ fn http_status(code: Code) -> StatusCode {
     }
 }
 
-/// One line of a stream.
+/// One line of a stream. The names and their order are the gateway's.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Line<'a, T> {
+    Result(T),
+    Error { grpc_code: i32, http_code: u16, message: &'a str, http_status: Option<&'a str> },
+}
+
 fn line<T: Serialize>(message: Result<T, Status>) -> Bytes {
-    let mut json = match message {
-        Ok(message) => serde_json::json!({ "result": message }),
-        Err(status) => serde_json::json!({ "error": {
-            "grpc_code": status.code() as i32,
-            "http_code": http_status(status.code()).as_u16(),
-            "message": status.message(),
-            "http_status": http_status(status.code()).canonical_reason(),
-        }}),
-    }
-    .to_string();
-    json.push('\n');
+    let json = match &message {
+        Ok(message) => serde_json::to_vec(&Line::Result(message)),
+        Err(status) => serde_json::to_vec(&Line::<()>::Error {
+            grpc_code: status.code() as i32,
+            http_code: http_status(status.code()).as_u16(),
+            message: status.message(),
+            http_status: http_status(status.code()).canonical_reason(),
+        }),
+    };
+    // These messages are of strings, numbers and lists only, which JSON can always hold.
+    let mut json = json.unwrap_or_default();
+    json.push(b'\n');
     Bytes::from(json)
 }
 
