@@ -23,6 +23,7 @@ use crate::member::Member;
 use crate::raft::network::PEER_MESSAGE_BYTES;
 use crate::raft::peer_service::PeerServer;
 
+mod authority;
 mod cluster;
 mod gateway;
 mod kv;

@@ -13,6 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::authority::AnyAuthority;
+
 /// A connection that answers no ping for this long is closed.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -70,7 +72,7 @@ async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationT
             Ok::<_, Infallible>(response.unwrap_or_else(|never| match never {}))
         }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder.serve_connection(TokioIo::new(AnyAuthority::new(stream)), service);
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
