@@ -1,0 +1,366 @@
+//! Debian's etcdctl against the store, the same commands against a real etcd beside it: the
+//! outputs are the same but for ids and addresses.
+
+use serde_json::Value;
+
+use crate::support::etcdctl::{Said, etcdctl, etcdctl_with_input};
+use crate::support::prerequisites::{Need, have};
+use crate::support::processes::Process;
+use crate::support::scratch::Scratch;
+use crate::support::store::{Kind, Store};
+use crate::support::wait::{holds, wait_for};
+
+/// The store under test and a real etcd, both fresh.
+struct Pair {
+    ours: Store,
+    etcd: Store,
+    // Dropped last: the processes write to it.
+    scratch: Scratch,
+    etcd_scratch: Scratch,
+}
+
+impl Pair {
+    async fn start() -> Option<Self> {
+        if !have(&[Need::Etcd, Need::Etcdctl]) {
+            return None;
+        }
+        let (scratch, etcd_scratch) = (Scratch::new(), Scratch::new());
+        let ours = Store::start(&scratch, 3).await;
+        let etcd = Store::start_with(&etcd_scratch, Kind::Etcd, 1, &[]).await;
+        Some(Self { ours, etcd, scratch, etcd_scratch })
+    }
+
+    /// Runs a command on both; they must say the same.
+    fn same(&self, arguments: &[&str]) -> Said {
+        self.same_with_input(arguments, "")
+    }
+
+    fn same_with_input(&self, arguments: &[&str], input: &str) -> Said {
+        self.same_given(
+            |_| arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            input,
+        )
+    }
+
+    /// The same for arguments that are another's on each, such as lease ids; `true` is ours.
+    fn same_given(&self, arguments: impl Fn(bool) -> Vec<String>, input: &str) -> Said {
+        let run = |store: &Store, which: bool| {
+            let arguments = arguments(which);
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            comparable(&etcdctl_with_input(&store.urls(), &arguments, input))
+        };
+        let (ours, etcd) = (run(&self.ours, true), run(&self.etcd, false));
+        assert_eq!(ours, etcd, "left: ours, right: etcd; {:?} {input}", arguments(true));
+        ours
+    }
+}
+
+/// What must be the same: of the errors the sentence at the end, without etcdctl's own log lines;
+/// in the output no ids.
+fn comparable(said: &Said) -> Said {
+    let error: Vec<&str> = said.error.lines().filter(|line| line.starts_with("Error: ")).collect();
+    let output: Vec<String> = said.output.lines().map(without_ids).collect();
+    Said { success: said.success, output: output.join("\n"), error: error.join("\n") }
+}
+
+/// Words that name a cluster, a member, a term, a lease or a remaining time become one.
+fn without_ids(line: &str) -> String {
+    if let Ok(mut json) = serde_json::from_str::<Value>(line) {
+        drop_ids(&mut json);
+        return json.to_string();
+    }
+    for field in ["ClusterID", "MemberID", "RaftTerm"] {
+        if line.starts_with(&format!("\"{field}\"")) {
+            return field.to_owned();
+        }
+    }
+    let is_id = |word: &str| word.len() == 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_remaining = |word: &str| word.starts_with("remaining(");
+    let word = |word: &str| match word.trim_end_matches(',') {
+        bare if is_id(bare) => "ID".to_owned(),
+        bare if is_remaining(bare) => "REMAINING".to_owned(),
+        _ => word.to_owned(),
+    };
+    line.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
+fn drop_ids(json: &mut Value) {
+    if let Some(fields) = json.as_object_mut() {
+        for id in ["cluster_id", "member_id", "raft_term"] {
+            fields.remove(id);
+        }
+        fields.values_mut().for_each(drop_ids);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn put_get_and_del() {
+    let Some(pair) = Pair::start().await else { return };
+    for number in 1..=5 {
+        pair.same(&["put", &format!("key/{number}"), &format!("value {}", 10 - number)]);
+    }
+    pair.same(&["put", "key/2", "changed"]);
+    pair.same(&["put", "other", ""]);
+    pair.same(&["put", "--prev-kv", "other", "new"]);
+    pair.same(&["put", "--ignore-value", "other"]);
+    pair.same(&["put", "--ignore-value", "nothing"]);
+    pair.same(&["put", "--lease=1234", "other", "x"]);
+
+    let said = pair.same(&["get", "key/2"]);
+    assert_eq!(said.output, "key/2\nchanged");
+    for get in [
+        "key/2 -w json",
+        "key/2 -w fields",
+        "key/2 --print-value-only",
+        "missing",
+        "missing -w json",
+        "key/ --prefix",
+        "key/ --prefix --keys-only",
+        "key/ --prefix --rev=4",
+        "key/ --prefix --rev=4 -w json",
+        "key/ --prefix --rev=999",
+        "key/ --prefix --limit=2",
+        "key/ --prefix --limit=2 -w json",
+        "key/ --prefix --order=DESCEND",
+        "key/ --prefix --order=DESCEND --limit=2 -w json",
+        "key/ --prefix --order=ASCEND --sort-by=VALUE",
+        "key/ --prefix --order=DESCEND --sort-by=MODIFY",
+        "key/ --prefix --sort-by=VERSION",
+        "key/ --prefix --sort-by=CREATE --order=DESCEND",
+        "key/2 key/4",
+        "key/4 --from-key",
+        "key/ --prefix --consistency=s",
+        "--prefix= --keys-only",
+    ] {
+        let arguments: Vec<&str> = ["get"].into_iter().chain(get.split(' ')).collect();
+        pair.same(&arguments);
+    }
+    pair.same(&["get", "", "--prefix", "--keys-only"]);
+    pair.same(&["get", ""]);
+
+    pair.same(&["del", "missing"]);
+    pair.same(&["del", "key/1"]);
+    pair.same(&["del", "--prev-kv", "key/2"]);
+    pair.same(&["del", "key/3", "key/4"]);
+    pair.same(&["get", "", "--prefix", "-w", "json"]);
+    pair.same(&["del", "", "--prefix", "--prev-kv"]);
+    pair.same(&["get", "", "--prefix", "-w", "json"]);
+    pair.same(&["get", "key/2", "--rev=5"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn txn() {
+    let Some(pair) = Pair::start().await else { return };
+    pair.same(&["put", "a", "1"]);
+    for (compares, success, failure) in [
+        ("value(\"a\") = \"1\"", "put b 2\nget a\nget b", "put b 3"),
+        ("value(\"a\") = \"2\"", "put b 4", "get b"),
+        ("version(\"a\") > \"0\"\nmod(\"a\") < \"100\"", "del a", ""),
+        ("create(\"a\") = \"0\"", "put a again\nget a --rev=2", ""),
+        ("value(\"missing\") = \"\"", "put yes 1", "put no 1"),
+        ("", "get a\nget b", ""),
+        ("", "put twice 1\nput twice 2", ""),
+        ("", "put both 1\ndel both", ""),
+        ("", "get a --rev=999", ""),
+    ] {
+        let input = format!("{compares}\n\n{success}\n\n{failure}\n\n");
+        pair.same_with_input(&["txn"], &input);
+        pair.same_with_input(&["txn", "-w", "json"], &input);
+    }
+    pair.same(&["get", "", "--prefix", "-w", "json"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction() {
+    let Some(pair) = Pair::start().await else { return };
+    for number in 1..=6 {
+        pair.same(&["put", "a", &number.to_string()]);
+    }
+    let said = pair.same(&["compaction", "5"]);
+    assert_eq!(said.output, "compacted revision 5");
+    pair.same(&["compaction", "5"]);
+    pair.same(&["compaction", "999"]);
+    pair.same(&["compaction", "word"]);
+    pair.same(&["get", "a", "--rev=4"]);
+    pair.same(&["get", "a", "--rev=5"]);
+    pair.same(&["watch", "a", "--rev=3"]);
+    pair.same(&["compaction", "--physical", "7"]);
+    pair.same(&["get", "a", "-w", "json"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watch() {
+    let Some(pair) = Pair::start().await else { return };
+    pair.same(&["put", "before", "1"]);
+    pair.same(&["put", "w/1", "old"]);
+    let watches = [
+        vec!["watch", "v", "x"],
+        vec!["watch", "--prefix", "w/", "--rev=2"],
+        vec!["watch", "--prefix", "w/", "--rev=3", "--prev-kv"],
+        vec!["watch", "w/1", "w/3", "--rev=1", "-w", "json"],
+        vec!["watch", "w", "--from-key", "--rev=1"],
+    ];
+    let start = |store: &Store, scratch: &Scratch| -> Vec<Process> {
+        let endpoints = format!("--endpoints={}", store.urls());
+        let each = watches.iter().enumerate().map(|(number, arguments)| {
+            let arguments = [endpoints.as_str()].into_iter().chain(arguments.iter().copied());
+            Process::start(scratch, &format!("watch-{number}"), "etcdctl", arguments)
+        });
+        each.collect()
+    };
+    let ours = start(&pair.ours, &pair.scratch);
+    let etcd = start(&pair.etcd, &pair.etcd_scratch);
+    // The first has no revision to begin at: it has begun when it has seen something.
+    for (store, watches) in [(&pair.ours, &ours), (&pair.etcd, &etcd)] {
+        wait_for("the watch has begun", async || {
+            etcdctl(&store.urls(), &["put", "v", "?"]);
+            holds(!watches[0].output().is_empty(), "it has seen nothing")
+        })
+        .await;
+    }
+    pair.same(&["put", "w/2", "2"]);
+    pair.same_with_input(&["txn"], "\n\nput w/1 new\nput w/3 3\ndel w/2\n\n\n\n");
+    pair.same(&["del", "--prefix", "w/"]);
+    pair.same(&["put", "w/1", "end"]);
+
+    for ((ours, etcd), arguments) in ours.iter().zip(&etcd).zip(&watches) {
+        let seen = |watch: &Process| {
+            let output = watch.output();
+            let lines: Vec<String> = output.lines().map(without_revisions).collect();
+            // How often the first put was tried until it was seen is chance.
+            lines.join("\n").replace("PUT\nv\n?\n", "")
+        };
+        wait_for(&format!("{arguments:?} sees the same"), async || {
+            let (ours, etcd) = (seen(ours), seen(etcd));
+            let complete = ours.contains("end") || ours.contains("ZW5k");
+            holds(complete && ours == etcd, format!("ours saw\n{ours}\netcd saw\n{etcd}"))
+        })
+        .await;
+    }
+}
+
+/// A watch's line without what is chance in this test: ids, and the revisions that depend on how
+/// often the beginning was tried.
+fn without_revisions(line: &str) -> String {
+    fn strip(json: &mut Value) {
+        match json {
+            Value::Object(fields) => {
+                for name in ["revision", "mod_revision", "create_revision"] {
+                    fields.remove(name);
+                }
+                fields.values_mut().for_each(strip);
+            }
+            Value::Array(items) => items.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    let Ok(mut json) = serde_json::from_str::<Value>(line) else { return line.to_owned() };
+    if !json.is_object() {
+        return line.to_owned();
+    }
+    drop_ids(&mut json);
+    strip(&mut json);
+    json.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lease() {
+    let Some(pair) = Pair::start().await else { return };
+    let grant = |store: &Store, ttl: &str| {
+        let said = etcdctl(&store.urls(), &["lease", "grant", ttl]);
+        assert!(said.success, "{}", said.error);
+        let words: Vec<&str> = said.output.split_whitespace().collect();
+        assert_eq!((words[0], words[2]), ("lease", "granted"), "{}", said.output);
+        assert_eq!(words[4], format!("TTL({ttl}s)"));
+        words[1].to_owned()
+    };
+    let (ours, etcd) = (grant(&pair.ours, "600"), grant(&pair.etcd, "600"));
+    let with_id = |arguments: &'static str| {
+        let (ours, etcd) = (ours.clone(), etcd.clone());
+        move |which: bool| -> Vec<String> {
+            let id = if which { &ours } else { &etcd };
+            arguments.split(' ').map(|argument| argument.replace("ID", id)).collect()
+        }
+    };
+    pair.same_given(with_id("put --lease=ID leased/1 x"), "");
+    pair.same(&["put", "--ignore-lease", "leased/1", "z"]);
+    let said = pair.same_given(with_id("lease timetolive ID"), "");
+    assert_eq!(said.output, "lease ID granted with TTL(600s), REMAINING");
+    // With several keys etcd tells them in any order.
+    let said = pair.same_given(with_id("lease timetolive ID --keys"), "");
+    assert!(said.output.ends_with(" attached keys([leased/1])"), "{}", said.output);
+    pair.same_given(with_id("put --lease=ID leased/2 y"), "");
+    pair.same_given(with_id("lease keep-alive --once ID"), "");
+    let said = pair.same(&["lease", "list"]);
+    assert!(said.output.starts_with("found 1 leases"), "{}", said.output);
+    pair.same_given(with_id("lease revoke ID"), "");
+    pair.same(&["get", "leased/", "--prefix", "-w", "json"]);
+    pair.same_given(with_id("lease revoke ID"), "");
+    pair.same_given(with_id("lease timetolive ID"), "");
+    pair.same_given(with_id("lease keep-alive --once ID"), "");
+    pair.same(&["lease", "grant", "9000000001"]);
+
+    // One that is kept alive stays, one that is not goes, its key with it.
+    let (kept, left) = (grant(&pair.ours, "2"), grant(&pair.ours, "2"));
+    let urls = pair.ours.urls();
+    let endpoints = format!("--endpoints={urls}");
+    let _keeper = Process::start(
+        &pair.scratch,
+        "keep-alive",
+        "etcdctl",
+        [&endpoints, "lease", "keep-alive", &kept],
+    );
+    etcdctl(&urls, &["put", &format!("--lease={kept}"), "kept", "1"]);
+    etcdctl(&urls, &["put", &format!("--lease={left}"), "left", "1"]);
+    wait_for("the lease expires", async || {
+        holds(etcdctl(&urls, &["get", "left"]).output.is_empty(), "its key is there")
+    })
+    .await;
+    assert_eq!(etcdctl(&urls, &["get", "kept"]).output, "kept\n1\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_and_endpoints() {
+    let Some(pair) = Pair::start().await else { return };
+    let urls = pair.ours.urls();
+
+    let said = etcdctl(&urls, &["member", "list"]);
+    assert!(said.success, "{}", said.error);
+    let mut lines: Vec<&str> = said.output.lines().collect();
+    lines.sort_unstable_by_key(|line| line.split(", ").nth(2).map(str::to_owned));
+    assert_eq!(lines.len(), 3, "{}", said.output);
+    for (line, member) in lines.iter().zip(&pair.ours.members) {
+        let [id, state, name, _peer_url, client_url, learner] =
+            line.split(", ").collect::<Vec<_>>().try_into().expect("six columns");
+        assert!(u64::from_str_radix(id, 16).is_ok_and(|id| id != 0), "{line}");
+        assert_eq!((state, learner), ("started", "false"), "{line}");
+        assert_eq!(name, member.process.name);
+        assert_eq!(client_url, member.client_url);
+    }
+
+    let said = etcdctl(&urls, &["endpoint", "health"]);
+    assert!(said.success, "{}", said.error);
+    // etcdctl 3.4 reports on standard error or output, by release.
+    let report = format!("{}{}", said.output, said.error);
+    for member in &pair.ours.members {
+        let healthy = format!("{} is healthy", member.client_url);
+        assert!(report.contains(&healthy), "{report}");
+    }
+
+    let said = etcdctl(&urls, &["endpoint", "status", "-w", "json"]);
+    assert!(said.success, "{}", said.error);
+    let statuses: Value = serde_json::from_str(&said.output).expect("JSON");
+    let statuses = statuses.as_array().expect("a list");
+    assert_eq!(statuses.len(), 3);
+    let leader = &statuses[0]["Status"]["leader"];
+    let own_id = |status: &Value| status["Status"]["header"]["member_id"].clone();
+    assert_eq!(statuses.iter().filter(|status| own_id(status) == *leader).count(), 1, "one leads");
+    for status in statuses {
+        assert_eq!(status["Status"]["leader"], *leader, "all know it");
+        let version = status["Status"]["version"].as_str().expect("a version");
+        let digits_and_dots = |byte: u8| byte.is_ascii_digit() || byte == b'.';
+        assert!(version.starts_with("3.") && version.bytes().all(digits_and_dots), "{version}");
+    }
+    let said = etcdctl(&urls, &["endpoint", "status"]);
+    assert_eq!(said.output.lines().filter(|line| line.contains(", true, false, ")).count(), 1);
+}

@@ -1,0 +1,172 @@
+//! Writers that put all the time, each key once and each value unique, going from member to member
+//! when one fails; and what they were promised.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use store_proto::etcdserverpb::PutRequest;
+use store_proto::etcdserverpb::kv_client::KvClient;
+use store_proto::mvccpb::KeyValue;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::store::{Store, within_deadline};
+use super::wait::{holds, wait_for};
+
+/// Where the writers' keys begin.
+pub(crate) const PREFIX: &str = "/written/";
+/// So that a test's history stays small enough to be read back at once.
+const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(20);
+
+/// One put, tried once.
+#[derive(Clone, Debug)]
+struct Attempt {
+    key: String,
+    value: String,
+    called: Instant,
+    returned: Instant,
+    /// What it was acknowledged with; without one it may have been written, or not.
+    revision: Option<i64>,
+}
+
+/// Writers at work.
+pub(crate) struct Writers {
+    tasks: JoinSet<Vec<Attempt>>,
+    stop: CancellationToken,
+    acknowledged: Arc<AtomicU64>,
+}
+
+impl Writers {
+    /// Starts `count` writers on all members of `store`. A store may have one lot of them.
+    pub(crate) fn start(store: &Store, count: usize) -> Self {
+        let stop = CancellationToken::new();
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let mut tasks = JoinSet::new();
+        for number in 0..count {
+            let members: Vec<_> = store.members.iter().map(|member| member.kv()).collect();
+            let (stop, acknowledged) = (stop.clone(), Arc::clone(&acknowledged));
+            tasks.spawn(async move { write(number, members, &stop, &acknowledged).await });
+        }
+        Self { tasks, stop, acknowledged }
+    }
+
+    /// Waits until so many more writes have been acknowledged.
+    pub(crate) async fn go_on(&self, more: u64) {
+        let before = self.acknowledged();
+        wait_for(&format!("{more} more writes are acknowledged"), async || {
+            let now = self.acknowledged() - before;
+            holds(now >= more, format!("there were {now}"))
+        })
+        .await;
+    }
+
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Lets them finish what they are at.
+    pub(crate) async fn stop(self) -> History {
+        self.stop.cancel();
+        let mut attempts: Vec<Attempt> =
+            self.tasks.join_all().await.into_iter().flatten().collect();
+        attempts.sort_by_key(|attempt| attempt.called);
+        History { attempts }
+    }
+}
+
+async fn write(
+    number: usize,
+    mut members: Vec<KvClient<Channel>>,
+    stop: &CancellationToken,
+    acknowledged: &AtomicU64,
+) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    let mut member = number % members.len();
+    while !stop.is_cancelled() {
+        let key = format!("{PREFIX}{number}/{:06}", attempts.len());
+        let value = format!("value {} of {number}", attempts.len());
+        let put = PutRequest {
+            key: key.clone().into(),
+            value: value.clone().into(),
+            ..Default::default()
+        };
+        let called = Instant::now();
+        let answer = within_deadline(members[member].put(put)).await;
+        let returned = Instant::now();
+        let revision = answer.ok().and_then(|answer| Some(answer.into_inner().header?.revision));
+        attempts.push(Attempt { key, value, called, returned, revision });
+        if revision.is_some() {
+            acknowledged.fetch_add(1, Ordering::Relaxed);
+            sleep(PAUSE).await;
+        } else {
+            member = (member + 1) % members.len();
+            sleep(PAUSE_AFTER_FAILURE).await;
+        }
+    }
+    attempts
+}
+
+/// All that the writers tried, in the order in which they began.
+pub(crate) struct History {
+    attempts: Vec<Attempt>,
+}
+
+impl History {
+    /// Holds what is stored against what was promised: nothing acknowledged is missing or changed,
+    /// nothing was written twice or by nobody, and revisions follow real time. `stored` is all
+    /// that is under [`PREFIX`].
+    pub(crate) fn check(&self, stored: &[KeyValue]) {
+        let stored: BTreeMap<&[u8], &KeyValue> =
+            stored.iter().map(|pair| (pair.key.as_ref(), pair)).collect();
+        for attempt in &self.attempts {
+            let found = stored.get(attempt.key.as_bytes());
+            if let Some(found) = found {
+                assert_eq!(found.value, attempt.value.as_bytes(), "the value of {}", attempt.key);
+                assert_eq!(found.version, 1, "{} was written more than once", attempt.key);
+            }
+            if let Some(revision) = attempt.revision {
+                let found = found.map(|found| found.mod_revision);
+                assert_eq!(found, Some(revision), "{} was acknowledged", attempt.key);
+            }
+        }
+        let tried: HashSet<&[u8]> =
+            self.attempts.iter().map(|attempt| attempt.key.as_bytes()).collect();
+        let unexplained = stored.keys().find(|key| !tried.contains(*key));
+        assert_eq!(unexplained, None, "nobody wrote this key");
+        self.check_real_time();
+    }
+
+    /// A write's revision is above that of every write that had returned before it was called.
+    fn check_real_time(&self) {
+        let acknowledged =
+            self.attempts.iter().filter_map(|attempt| Some((attempt, attempt.revision?)));
+        let mut returned: Vec<(Instant, i64)> =
+            acknowledged.clone().map(|(attempt, revision)| (attempt.returned, revision)).collect();
+        returned.sort_unstable();
+        let mut returned = returned.into_iter().peekable();
+        let mut highest = 0;
+        for (attempt, revision) in acknowledged {
+            while let Some((_, earlier)) = returned.next_if(|(at, _)| *at < attempt.called) {
+                highest = highest.max(earlier);
+            }
+            assert!(revision > highest, "{}: {revision} came after {highest}", attempt.key);
+        }
+    }
+
+    /// The longest time without an acknowledged write between these two moments.
+    pub(crate) fn longest_gap(&self, from: Instant, to: Instant) -> Duration {
+        let acknowledged = self.attempts.iter().filter(|attempt| attempt.revision.is_some());
+        let mut moments: Vec<Instant> = acknowledged
+            .map(|attempt| attempt.returned)
+            .filter(|at| (from..to).contains(at))
+            .chain([from, to])
+            .collect();
+        moments.sort_unstable();
+        moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+}
