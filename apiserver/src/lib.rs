@@ -20,7 +20,11 @@
 //! | `GET /healthz` | 200 `{"status":"ok"}` when the store answers |
 //! | `GET /version` | 200 `{"version":"…"}` |
 //!
-//! Nodes come from their kubelets: they can be read and deleted, not written.
+//! A pod is written as GET shows it (`{"spec":{"name":…,"image":…},…}`) or as its spec alone; what a
+//! GET gave is good for a PUT, and fields that only the system sets are ignored. On a pod that
+//! exists a PUT may change the labels: its container was made of the rest. On a ReplicaSet it may
+//! change all but the selector. Nodes come from their kubelets: they can be read and deleted, not
+//! written.
 //!
 //! A line of a watch is `{"type":"ADDED","object":{…},"resourceVersion":"123"}`, its type `ADDED`,
 //! `MODIFIED` or `DELETED` (with the object as it was last). A watch that broke continues without a
