@@ -66,6 +66,7 @@ impl Mvcc {
         if writer.is_broken {
             return Err(EngineError::Failed);
         }
+        self.shared.check_order(&log_id)?;
         writer.is_broken = true;
         let applied = self.shared.apply_entry(log_id, payload)?;
         writer.is_broken = false;
@@ -79,7 +80,6 @@ impl Shared {
         log_id: LogId,
         payload: &EntryPayload<Batch, u64, MemberNode>,
     ) -> Result<Applied, EngineError> {
-        self.check_order(&log_id)?;
         let mut entry = PendingEntry::new(log_id);
         let mut results = Vec::new();
         match payload {

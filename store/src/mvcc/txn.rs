@@ -43,14 +43,14 @@ impl Shared {
     ) -> Result<TxnResponse, Failure> {
         let mut txn = WriteTxn::begin(self);
         let chosen = choose(&txn, request)?;
-        chosen.try_each(&mut |operation| self.check_put(&txn, operation))?;
+        chosen.try_each(&mut |operation| self.check_put(operation))?;
         chosen.try_each(&mut |operation| self.check_range(operation))?;
         let mut response = run(&mut txn, &chosen)?;
         response.header = header(txn.finish(entry));
         Ok(response)
     }
 
-    fn check_put(&self, txn: &WriteTxn<'_>, operation: &Request) -> Result<(), Failure> {
+    fn check_put(&self, operation: &Request) -> Result<(), Failure> {
         let Request::RequestPut(PutRequest { key, lease, ignore_value, ignore_lease, .. }) =
             operation
         else {

@@ -1,5 +1,8 @@
 //! The state as a whole, on both engines.
 
+mod concurrency;
+mod failure;
+mod golden;
 mod model;
 mod restore;
 

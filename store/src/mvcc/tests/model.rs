@@ -151,7 +151,7 @@ impl Model {
     }
 }
 
-fn revision_of(outcome: &Outcome) -> i64 {
+pub(super) fn revision_of(outcome: &Outcome) -> i64 {
     let header = match outcome {
         Outcome::Put(response) => &response.header,
         Outcome::DeleteRange(response) => &response.header,
@@ -164,15 +164,15 @@ fn revision_of(outcome: &Outcome) -> i64 {
     header.as_ref().unwrap().revision
 }
 
-fn any_key() -> impl Strategy<Value = Bytes> {
+pub(super) fn any_key() -> impl Strategy<Value = Bytes> {
     select(vec!["a", "aa", "ab", "b", "c", "d"]).prop_map(|key| Bytes::from_static(key.as_bytes()))
 }
 
-fn any_end() -> impl Strategy<Value = Bytes> {
+pub(super) fn any_end() -> impl Strategy<Value = Bytes> {
     select(vec![&b""[..], b"", b"\0", b"ab", b"c", b"z"]).prop_map(Bytes::from_static)
 }
 
-fn any_put() -> impl Strategy<Value = PutRequest> {
+pub(super) fn any_put() -> impl Strategy<Value = PutRequest> {
     let value = prop_oneof![
         8 => (0..50_u8).prop_map(|n| Bytes::from(vec![n; 3])),
         1 => (0..50_u8).prop_map(|n| Bytes::from(vec![n; 20_000])),
@@ -187,7 +187,7 @@ fn any_put() -> impl Strategy<Value = PutRequest> {
     )
 }
 
-fn any_delete() -> impl Strategy<Value = DeleteRangeRequest> {
+pub(super) fn any_delete() -> impl Strategy<Value = DeleteRangeRequest> {
     (any_key(), any_end(), any::<bool>()).prop_map(|(key, range_end, prev_kv)| DeleteRangeRequest {
         key,
         range_end,
