@@ -6,6 +6,7 @@
 //! [`crate::mvcc::StateDir`]). It knows nothing of revisions; [`crate::mvcc`] decides what stands
 //! under which key.
 
+#[cfg(test)]
 mod memory;
 mod sled;
 
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+#[cfg(test)]
 pub(crate) use self::memory::MemoryEngine;
 pub(crate) use self::sled::{MAX_VALUE_BYTES, SledEngine};
 
@@ -111,11 +113,6 @@ impl WriteBatch {
     pub(crate) fn delete(&mut self, key: Vec<u8>) {
         self.bytes += key.len();
         self.operations.push((key, None));
-    }
-
-    /// How many operations there are.
-    pub(crate) fn len(&self) -> usize {
-        self.operations.len()
     }
 
     /// Whether there is nothing to do.

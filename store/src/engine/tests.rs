@@ -56,7 +56,7 @@ fn the_later_operation_of_a_batch_wins() {
         batch.put(vec![2], vec![2]);
         batch.delete(vec![3]);
         batch.put(vec![3], vec![3]);
-        assert_eq!((batch.len(), batch.bytes()), (6, 10));
+        assert_eq!((batch.is_empty(), batch.bytes()), (false, 10));
         engine.write(batch).unwrap();
         assert_eq!(collect(engine, &[0]..&[9], 9), [(vec![2], vec![2]), (vec![3], vec![3])]);
     });

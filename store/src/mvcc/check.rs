@@ -16,7 +16,7 @@ use crate::error::RequestError;
 
 /// How many operations a transaction may have: the largest of compares, success and failure, and
 /// those of nested ones on top. etcd's default.
-pub(crate) const MAX_TXN_OPS: usize = 128;
+const MAX_TXN_OPS: usize = 128;
 
 /// Checks a Range.
 pub(crate) fn check_range(request: &RangeRequest) -> Result<(), RequestError> {

@@ -84,13 +84,8 @@ impl Mvcc {
         Ok(CompactStep::More)
     }
 
-    /// The compacted revision whose invisible records are all gone, as this process knows.
-    pub(crate) fn physically_compacted_revision(&self) -> i64 {
-        self.shared.engine_work.lock().compaction.done
-    }
-
     /// Nothing is removed while the guard lives. Waits for a step that is under way.
-    pub(crate) fn pause_compaction(&self) -> CompactionPause {
+    pub(super) fn pause_compaction(&self) -> CompactionPause {
         let _work = self.shared.engine_work.lock();
         self.shared.pauses.fetch_add(1, Ordering::AcqRel);
         CompactionPause { shared: Arc::clone(&self.shared) }
@@ -99,7 +94,7 @@ impl Mvcc {
 
 /// Keeps every record where it is.
 #[must_use]
-pub(crate) struct CompactionPause {
+pub(super) struct CompactionPause {
     shared: Arc<Shared>,
 }
 

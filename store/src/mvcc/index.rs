@@ -109,14 +109,14 @@ impl Index {
         from: Option<&Bytes>,
         at: i64,
         keys: usize,
-        mut visit: impl FnMut(&'a Bytes, &'a Version),
+        mut visit: impl FnMut(&'a Version),
     ) -> Option<Bytes> {
         let (start, end) = range.bounds()?;
         let start = from.map_or(start, |key| Bound::Included(key.as_ref()));
         let mut histories = self.keys.range::<[u8], _>((start, end));
-        for (key, history) in histories.by_ref().take(keys) {
+        for (_, history) in histories.by_ref().take(keys) {
             if let Some(version) = history.at(at) {
-                visit(key, version);
+                visit(version);
             }
         }
         histories.next().map(|(key, _)| key.clone())

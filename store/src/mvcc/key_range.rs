@@ -4,6 +4,9 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
+/// Where a range begins and ends in an ordered map.
+pub(crate) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// A key, the keys between two, or all from one on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum KeyRange {
@@ -27,7 +30,7 @@ impl KeyRange {
 
     /// For a search in an ordered map; `None` when no key can be in it, as when the end comes
     /// before the start.
-    pub(crate) fn bounds(&self) -> Option<(Bound<&[u8]>, Bound<&[u8]>)> {
+    pub(crate) fn bounds(&self) -> Option<Bounds<'_>> {
         match self {
             Self::One(key) => Some((Bound::Included(key), Bound::Included(key))),
             Self::From(key) => Some((Bound::Included(key), Bound::Unbounded)),

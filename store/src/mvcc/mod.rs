@@ -49,14 +49,13 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use store_proto::peer::MemberAttributes;
 
-pub(crate) use self::apply::{Applied, Outcome};
-pub(crate) use self::check::{MAX_TXN_OPS, check_delete_range, check_put, check_range, check_txn};
-pub(crate) use self::compact::{CompactStep, CompactionPause};
+pub(crate) use self::apply::Outcome;
+pub(crate) use self::check::{check_delete_range, check_put, check_range, check_txn};
+pub(crate) use self::compact::CompactStep;
 pub(crate) use self::hash::HashKv;
 pub(crate) use self::history::HistoryError;
 pub(crate) use self::key_range::KeyRange;
 pub(crate) use self::lease::LeaseInfo;
-pub(crate) use self::pending::Written;
 pub(crate) use self::revision::{Revision, RevisionEvents};
 pub(crate) use self::state_dir::{Opened, StateDir};
 
@@ -107,7 +106,7 @@ struct Shared {
     /// One at a time changes the engine: write-behind, a step of compaction, the swap of a restore.
     /// Taken before `state` and after `writer`.
     engine_work: Mutex<EngineWork>,
-    /// How many [`CompactionPause`]s there are; raised under `engine_work`.
+    /// How many [`compact::CompactionPause`]s there are; raised under `engine_work`.
     pauses: AtomicUsize,
     limits: Limits,
 }

@@ -87,17 +87,17 @@ impl Mvcc {
         };
         let range = KeyRange::new(&request.key, &request.range_end);
         let mut selection = Selection::new(request);
-        let rest = state.index.walk(&range, None, point.at, STEP_KEYS, |key, version| {
-            selection.add(key, version);
+        let rest = state.index.walk(&range, None, point.at, STEP_KEYS, |version| {
+            selection.add(version);
         });
-        if rest.is_some() || selection.found.len() > STEP_KEYS {
+        if rest.is_some() {
             return None;
         }
         selection.sort_by_version();
         if !selection.sorts_values() {
             selection.truncate_found();
         }
-        let kv = |found: &Found| state.window.event(found.version.revision()).map(kv_of).cloned();
+        let kv = |version: &Version| state.window.event(version.revision()).map(kv_of).cloned();
         let kvs = selection.found.iter().map(kv).collect::<Option<Vec<_>>>()?;
         Some(Ok(selection.respond(kvs, point.current)))
     }
@@ -132,7 +132,7 @@ impl Shared {
         let current = unpublished.revision;
         let at = if request.revision <= 0 { current } else { request.revision };
         let point = Point { at, current, epoch: self.state.read().epoch };
-        self.range_at(request, reader, point)?.or_else(|Overtaken| Err(replaced_under_the_writer()))
+        self.range_at(request, reader, point)?.map_err(|Overtaken| replaced_under_the_writer())
     }
 
     /// What the writer sees of `range`, in the order of the keys.
@@ -142,13 +142,13 @@ impl Shared {
         unpublished: Unpublished<'_>,
     ) -> Result<Vec<KeyValue>, EngineError> {
         let current = unpublished.revision;
-        let (found, epoch): (Vec<Found>, u64) = {
+        let (found, epoch): (Vec<Version>, u64) = {
             let state = self.state.read();
-            (state.index.range(range, current).map(Found::new).collect(), state.epoch)
+            (state.index.range(range, current).map(|(_, version)| *version).collect(), state.epoch)
         };
         let reader = Reader { unpublished: Some(unpublished), is_guarded: true };
         self.fetch(&found, reader, Point { at: current, current, epoch })?
-            .or_else(|Overtaken| Err(replaced_under_the_writer()))
+            .map_err(|Overtaken| replaced_under_the_writer())
     }
 
     fn range(
@@ -174,10 +174,9 @@ impl Shared {
             if let Err(overtaken) = state.still_holds(point, reader.is_guarded) {
                 return Ok(Err(overtaken));
             }
-            let next =
-                state.index.walk(&range, from.as_ref(), point.at, STEP_KEYS, |key, version| {
-                    selection.add(key, version);
-                });
+            let next = state.index.walk(&range, from.as_ref(), point.at, STEP_KEYS, |version| {
+                selection.add(version);
+            });
             match next {
                 Some(key) => from = Some(key),
                 None => break,
@@ -195,7 +194,7 @@ impl Shared {
     /// The records of `found`, in their order.
     fn fetch(
         &self,
-        found: &[Found],
+        found: &[Version],
         reader: Reader<'_>,
         point: Point,
     ) -> Result<Result<Vec<KeyValue>, Overtaken>, EngineError> {
@@ -207,13 +206,13 @@ impl Shared {
                     return Ok(Err(overtaken));
                 }
                 let in_memory: Vec<Option<KeyValue>> =
-                    step.iter().map(|found| in_memory(&state, found, reader)).collect();
+                    step.iter().map(|version| in_memory(&state, version, reader)).collect();
                 (Arc::clone(&state.engine), in_memory)
             };
-            for (found, kv) in step.iter().zip(in_memory) {
+            for (version, kv) in step.iter().zip(in_memory) {
                 let kv = match kv {
                     Some(kv) => kv,
-                    None => match self.read_record(&*engine, found, point, reader)? {
+                    None => match self.read_record(&*engine, version, point, reader)? {
                         Ok(kv) => kv,
                         Err(overtaken) => return Ok(Err(overtaken)),
                     },
@@ -227,11 +226,11 @@ impl Shared {
     fn read_record(
         &self,
         engine: &dyn Engine,
-        found: &Found,
+        version: &Version,
         point: Point,
         reader: Reader<'_>,
     ) -> Result<Result<KeyValue, Overtaken>, EngineError> {
-        let revision = found.version.revision();
+        let revision = version.revision();
         match records::get(engine, revision)?.and_then(|event| event.kv) {
             Some(kv) => Ok(Ok(kv)),
             // The mark of a compaction comes before its deletes, so it is seen here.
@@ -243,8 +242,7 @@ impl Shared {
     }
 }
 
-fn in_memory(state: &State, found: &Found, reader: Reader<'_>) -> Option<KeyValue> {
-    let version = &found.version;
+fn in_memory(state: &State, version: &Version, reader: Reader<'_>) -> Option<KeyValue> {
     let event = match reader.unpublished {
         Some(own) if !own.events.is_empty() && version.main == own.revision => {
             own.events.get(version.sub as usize)
@@ -259,19 +257,6 @@ fn replaced_under_the_writer() -> EngineError {
     EngineError::Damaged("the state was replaced while an entry was applied".to_owned())
 }
 
-/// A key and the version of it that is read.
-#[derive(Clone, Debug)]
-struct Found {
-    key: Bytes,
-    version: Version,
-}
-
-impl Found {
-    fn new((key, version): (&Bytes, &Version)) -> Self {
-        Self { key: key.clone(), version: *version }
-    }
-}
-
 /// etcd's order of things: filter, then sort, then limit.
 struct Selection<'a> {
     request: &'a RangeRequest,
@@ -280,7 +265,7 @@ struct Selection<'a> {
     /// How many are worth collecting.
     keep: usize,
     count: i64,
-    found: Vec<Found>,
+    found: Vec<Version>,
     more: bool,
 }
 
@@ -310,10 +295,10 @@ impl<'a> Selection<'a> {
         Self { request, order, target, keep, count: 0, found: Vec::new(), more: false }
     }
 
-    fn add(&mut self, key: &Bytes, version: &Version) {
+    fn add(&mut self, version: &Version) {
         self.count += 1;
         if self.found.len() < self.keep && self.passes(version) {
-            self.found.push(Found::new((key, version)));
+            self.found.push(*version);
         }
     }
 
@@ -332,9 +317,8 @@ impl<'a> Selection<'a> {
     }
 
     fn sort_by_version(&mut self) {
-        let by = |value: fn(&Version) -> i64| {
-            move |a: &Found, b: &Found| value(&a.version).cmp(&value(&b.version))
-        };
+        let by =
+            |value: fn(&Version) -> i64| move |a: &Version, b: &Version| value(a).cmp(&value(b));
         match self.target {
             SortTarget::Key if self.order == SortOrder::Descend => self.found.reverse(),
             SortTarget::Key | SortTarget::Value => {}

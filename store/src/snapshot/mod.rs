@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use store_proto::peer::MemberAttributes;
 
-pub(crate) use self::dir::{SnapshotDir, StoredSnapshot};
+pub(crate) use self::dir::SnapshotDir;
 pub(crate) use self::reader::{Item, SnapshotReader, verify};
 pub(crate) use self::writer::SnapshotWriter;
 

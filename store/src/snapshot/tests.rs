@@ -49,9 +49,9 @@ fn write(dir: &SnapshotDir, meta: &SnapshotMeta, records: i64) -> PathBuf {
     dir.path_of(&meta.last_log_id)
 }
 
-fn read(
-    path: &Path,
-) -> Result<(SnapshotMeta, Vec<LeaseInfo>, Vec<(Revision, Event)>), SnapshotError> {
+type Content = (SnapshotMeta, Vec<LeaseInfo>, Vec<(Revision, Event)>);
+
+fn read(path: &Path) -> Result<Content, SnapshotError> {
     let (mut leases, mut records) = (Vec::new(), Vec::new());
     let meta = SnapshotReader::open(path)?.read_all(|item| {
         match item {

@@ -15,6 +15,7 @@ use store_proto::etcdserverpb::{
 };
 use store_proto::peer::{Command, command::Op};
 
+use super::apply::Applied;
 use super::*;
 use crate::engine::testing::once_unlocked;
 use crate::engine::{MemoryEngine, SledEngine};

@@ -229,7 +229,7 @@ fn any_txn() -> impl Strategy<Value = TxnRequest> {
 enum Step {
     Apply(Vec<Op>),
     WriteBehind,
-    CompactStep,
+    Compact,
     /// The process dies and comes back, and the log brings what the engine had not got.
     Crash,
 }
@@ -246,7 +246,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => proptest::collection::vec(op, 0..6).prop_map(Step::Apply),
         3 => Just(Step::WriteBehind),
-        3 => Just(Step::CompactStep),
+        3 => Just(Step::Compact),
         1 => Just(Step::Crash),
     ]
 }
@@ -378,7 +378,7 @@ fn run(mut engine: TestEngine, steps: &[Step]) {
                 assert_eq!(made, (from + 1..=model.revision()).collect::<Vec<_>>());
             }
             Step::WriteBehind => drop(mvcc.write_behind().unwrap()),
-            Step::CompactStep => drop(mvcc.compact_step().unwrap()),
+            Step::Compact => drop(mvcc.compact_step().unwrap()),
             Step::Crash => {
                 drop(mvcc);
                 engine.reopen();

@@ -113,7 +113,7 @@ impl Store for Etcd {
             Op::LeaseRevoke(request) => Outcome::LeaseRevoke(self.post("lease/revoke", &request)?),
             Op::Publish(_) => unreachable!("scripts publish nothing"),
         };
-        self.revision = super::super::model::revision_of(&outcome);
+        self.revision = model::revision_of(&outcome);
         Ok(outcome)
     }
 
