@@ -164,17 +164,17 @@ enum Line<'a, T> {
 }
 
 fn line<T: Serialize>(message: Result<T, Status>) -> Bytes {
-    let json = match &message {
-        Ok(message) => serde_json::to_vec(&Line::Result(message)),
-        Err(status) => serde_json::to_vec(&Line::<()>::Error {
+    let line = match &message {
+        Ok(message) => Line::Result(message),
+        Err(status) => Line::Error {
             grpc_code: status.code() as i32,
             http_code: http_status(status.code()).as_u16(),
             message: status.message(),
             http_status: http_status(status.code()).canonical_reason(),
-        }),
+        },
     };
     // These messages are of strings, numbers and lists only, which JSON can always hold.
-    let mut json = json.unwrap_or_default();
+    let mut json = serde_json::to_vec(&line).unwrap_or_default();
     json.push(b'\n');
     Bytes::from(json)
 }
