@@ -111,6 +111,14 @@ impl PodBuilder {
         });
         self
     }
+
+    /// Its owners are of that kind instead.
+    pub(crate) fn owner_kind(mut self, kind: &str) -> Self {
+        for owner in self.0.metadata.owner_references.iter_mut().flatten() {
+            owner.kind = kind.into();
+        }
+        self
+    }
 }
 
 /// The ReplicaSet `nginx` with uid `rs-uid`, which wants that many pods labelled `app: nginx`.

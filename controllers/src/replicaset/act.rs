@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use api::{DeleteOptions, Error, Object, Selector, StoreError};
+use api::{DeleteOptions, Error, Object, StoreError};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
-use super::Controller;
 use super::expectations::Write;
 use super::plan::{Plan, Scale};
 use super::template::{controller_reference, new_pod};
+use super::{Controller, selects};
 
 /// Writes for one set that are under way at the same time.
 const WRITES_IN_FLIGHT: usize = 32;
@@ -192,10 +192,8 @@ impl Controller {
 
 /// Makes the set the controller of a pod, if what was decided still holds of the pod as it is.
 fn check_and_adopt(set: &ReplicaSet, decided: &Pod, current: &mut Pod) -> Result<(), Error> {
-    let selector = set.spec.as_ref().and_then(|spec| Selector::new(&spec.selector).ok());
-    let matches = selector.is_some_and(|all| all.matches(current.metadata.labels.as_ref()));
     let free = current.controller().is_none() && !current.is_deleting();
-    if current.uid() != decided.uid() || !matches || !free {
+    if current.uid() != decided.uid() || !selects(set, current) || !free {
         return Err(changed(current, "it is not the pod that was to be adopted"));
     }
     let owners = current.metadata.owner_references.get_or_insert_default();

@@ -81,12 +81,12 @@ impl Controller {
         loop {
             tokio::select! {
                 notice = sets.next() => match notice {
-                    Some(Notice::Changed(changes)) => changes.iter().for_each(|change| self.set_changed(change)),
+                    Some(Notice::Changed(changes)) => self.sets_changed(changes),
                     Some(Notice::Resync) => self.add_all(),
                     None => return,
                 },
                 notice = pods.next() => match notice {
-                    Some(Notice::Changed(changes)) => changes.iter().for_each(|change| self.pod_changed(change)),
+                    Some(Notice::Changed(changes)) => self.pods_changed(&changes),
                     Some(Notice::Resync) => self.add_all(),
                     None => return,
                 },
@@ -100,28 +100,23 @@ impl Controller {
         }
     }
 
-    fn set_changed(&self, change: &Change<ReplicaSet>) {
-        let gone =
-            |old: &&Arc<ReplicaSet>| change.new.as_ref().is_none_or(|new| new.uid() != old.uid());
-        if let Some(old) = change.old.as_ref().filter(gone) {
-            self.expectations.lock().forget(old.uid());
+    fn sets_changed(&self, changes: Vec<Change<ReplicaSet>>) {
+        for change in changes {
+            if let Some(old) = change.old
+                && change.new.is_none_or(|new| new.uid() != old.uid())
+            {
+                self.expectations.lock().forget(old.uid());
+            }
+            self.queue.add(change.key);
         }
-        self.queue.add(change.key.clone());
     }
 
-    fn pod_changed(&self, change: &Change<Pod>) {
-        for pod in change.old.iter().chain(&change.new) {
-            match pod.controller() {
-                Some(owner) if owner.kind == ReplicaSet::kind().kind => {
-                    self.queue.add(ObjectKey::namespaced(pod.namespace(), &owner.name));
-                }
-                Some(_) => {}
-                None => {
-                    for set in self.set_cache.list() {
-                        if set.namespace() == pod.namespace() && selects(&set, pod) {
-                            self.queue.add(set.key());
-                        }
-                    }
+    fn pods_changed(&self, changes: &[Change<Pod>]) {
+        for change in changes {
+            // Also the set that a pod has left must hear of it.
+            for pod in change.old.iter().chain(&change.new) {
+                for set in concerned(pod, || self.set_cache.list()) {
+                    self.queue.add(set);
                 }
             }
         }
@@ -155,16 +150,58 @@ impl Controller {
             self.expectations.lock().forget(set.uid());
         }
         acted?;
-        Ok(match (standing, again) {
-            (Standing::Waiting(left), Some(again)) => Outcome::After(left.min(again)),
-            (Standing::Waiting(left), None) => Outcome::After(left),
-            (_, Some(again)) => Outcome::After(again),
-            (_, None) => Outcome::Done,
-        })
+        let waiting = match standing {
+            Standing::Waiting(left) => Some(left),
+            Standing::Settled | Standing::GivenUp => None,
+        };
+        Ok(waiting.into_iter().chain(again).min().map_or(Outcome::Done, Outcome::After))
+    }
+}
+
+/// The sets that a pod means something to: the one that controls it, or, when nobody does, all
+/// that could adopt it.
+fn concerned(pod: &Pod, sets: impl FnOnce() -> Vec<Arc<ReplicaSet>>) -> Vec<ObjectKey> {
+    match pod.controller() {
+        Some(owner) if owner.kind == ReplicaSet::kind().kind => {
+            vec![ObjectKey::namespaced(pod.namespace(), &owner.name)]
+        }
+        Some(_) => Vec::new(),
+        None => {
+            let could_adopt =
+                |set: &Arc<ReplicaSet>| set.namespace() == pod.namespace() && selects(set, pod);
+            sets().iter().filter(|set| could_adopt(set)).map(|set| set.key()).collect()
+        }
     }
 }
 
 fn selects(set: &ReplicaSet, pod: &Pod) -> bool {
     let selector = set.spec.as_ref().and_then(|spec| Selector::new(&spec.selector).ok());
     selector.is_some_and(|selector| selector.matches(pod.metadata.labels.as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{pod, replicaset};
+
+    #[test]
+    fn a_pod_wakes_its_set_or_those_that_could_adopt_it() {
+        let mut elsewhere = replicaset(1);
+        elsewhere.metadata.namespace = Some("elsewhere".into());
+        let sets = || vec![Arc::new(replicaset(1)), Arc::new(elsewhere.clone())];
+        let nginx = || ObjectKey::namespaced("default", "nginx");
+        let labelled = || pod("a").label("app", "nginx");
+        let rows = [
+            (labelled().owned_by("rs-uid"), vec![nginx()]),
+            // Its labels do not matter once it is owned.
+            (pod("a").owned_by("rs-uid"), vec![nginx()]),
+            (labelled().owned_by("job-uid").owner_kind("Job"), vec![]),
+            (labelled(), vec![nginx()]),
+            (pod("a").label("app", "redis"), vec![]),
+        ];
+        for (pod, expected) in rows {
+            let pod = pod.build();
+            assert_eq!(concerned(&pod, sets), expected, "{:?}", pod.metadata);
+        }
+    }
 }

@@ -77,7 +77,8 @@ mod tests {
         let labels = BTreeMap::from([("app".to_owned(), "nginx".to_owned())]);
         let labelled = |name: &str| pod(name).label("app", "nginx");
         let ready = |name: &str, second| labelled(name).phase("Running").ready_at(second);
-        // (pods, min ready in s, replicas, fully labelled, ready, available, next available in s), at second 100
+        // (pods, min ready in s, [replicas, fully labelled, ready, available], next available in
+        // s), all at second 100
         type Row = (Vec<PodBuilder>, u64, [usize; 4], Option<u64>);
         let rows: Vec<Row> = vec![
             (vec![], 0, [0, 0, 0, 0], None),

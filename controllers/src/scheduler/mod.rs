@@ -112,7 +112,9 @@ impl Scheduler {
                     None => return,
                 },
                 notice = pods.next() => match notice {
-                    Some(Notice::Changed(changes)) => changes.iter().for_each(|change| self.pod_changed(change)),
+                    Some(Notice::Changed(changes)) => {
+                        changes.iter().for_each(|change| self.pod_changed(change));
+                    }
                     Some(Notice::Resync) => self.pods_resync(),
                     None => return,
                 },
