@@ -200,6 +200,7 @@ impl Drop for RemoveOnDrop<'_> {
 #[cfg(test)]
 mod tests {
     use store_proto::etcdserverpb::{PutRequest, PutResponse};
+    use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
 
@@ -213,10 +214,17 @@ mod tests {
         Ok(Outcome::Put(PutResponse::default()))
     }
 
-    /// A proposal under way, polled once so that it is in the table.
-    fn start(proposals: &Arc<Proposals>, key: &'static str) -> tokio::task::JoinHandle<Answer> {
+    /// A proposal under way; it is in the table once the test has yielded.
+    fn start(proposals: &Arc<Proposals>, key: &'static str) -> AbortOnDropHandle<Answer> {
+        start_op(proposals, put(key))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the handle owns the task")]
+    fn start_op(proposals: &Arc<Proposals>, op: command::Op) -> AbortOnDropHandle<Answer> {
         let proposals = Arc::clone(proposals);
-        tokio::task::spawn(async move { proposals.propose(put(key), TIMEOUT).await })
+        AbortOnDropHandle::new(tokio::task::spawn(
+            async move { proposals.propose(op, TIMEOUT).await },
+        ))
     }
 
     fn ids(batch: &[Command]) -> Vec<u64> {
@@ -305,10 +313,8 @@ mod tests {
             let value = vec![0; bytes].into();
             command::Op::Put(PutRequest { key: "k".into(), value, ..PutRequest::default() })
         };
-        for op in [large(BATCH_BYTES + 1), large(BATCH_BYTES / 2), large(BATCH_BYTES / 2)] {
-            let proposals = Arc::clone(&proposals);
-            tokio::task::spawn(async move { proposals.propose(op, TIMEOUT).await });
-        }
+        let sizes = [BATCH_BYTES + 1, BATCH_BYTES / 2, BATCH_BYTES / 2];
+        let _asked = sizes.map(|bytes| start_op(&proposals, large(bytes)));
         tokio::task::yield_now().await;
         let sizes: Vec<usize> = (0..3).map(|_| proposals.next_batch(1).len()).collect();
         assert_eq!(sizes, [1, 1, 1]);

@@ -381,5 +381,5 @@ async fn publish(member: Arc<Member>, attributes: MemberAttributes) {
             tokio::time::sleep(PUBLISH_PAUSE).await;
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

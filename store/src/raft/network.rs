@@ -212,7 +212,10 @@ impl NetStreamAppend<TypeConfig> for PeerNetwork {
         Box::pin(async move {
             let mut peer = self.peer()?;
             let responses = self
-                .call(option.hard_ttl(), peer.append_entries(input.map(append_to_proto)))
+                .call(
+                    option.hard_ttl(),
+                    peer.append_entries(input.map(|request| append_to_proto(&request))),
+                )
                 .await?;
             let results = responses.map(|response| match response {
                 Ok(response) => append_result(&response),
@@ -223,7 +226,7 @@ impl NetStreamAppend<TypeConfig> for PeerNetwork {
     }
 }
 
-fn append_to_proto(request: AppendEntriesRequest<TypeConfig>) -> peer::AppendEntriesRequest {
+fn append_to_proto(request: &AppendEntriesRequest<TypeConfig>) -> peer::AppendEntriesRequest {
     peer::AppendEntriesRequest {
         vote: Some(codec::vote_to_proto(&request.vote)),
         prev_log_id: request.prev_log_id.as_ref().map(codec::log_id_to_proto),

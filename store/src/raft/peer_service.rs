@@ -54,6 +54,7 @@ fn missing(field: &'static str) -> Status {
     Status::invalid_argument(codec::CodecError::Missing(field).to_string())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` calls")]
 fn stopped(reason: impl ToString) -> Status {
     Status::unavailable(reason.to_string())
 }

@@ -12,7 +12,7 @@ use store_proto::peer;
 
 openraft::declare_raft_types!(
     /// How this store configures openraft.
-    pub TypeConfig:
+    pub(crate) TypeConfig:
         D = Batch,
         R = (),
         NodeId = u64,
@@ -21,23 +21,23 @@ openraft::declare_raft_types!(
 );
 
 /// Where an entry stands in the log: its leader's term and its index.
-pub type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
+pub(crate) type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
 /// A vote for a leader, or a leader's own mark once a quorum gave it.
-pub type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;
+pub(crate) type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;
 /// One entry of the log.
-pub type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
+pub(crate) type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
 /// A membership and the place in the log that it came from.
-pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
+pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
 
 /// A member as the others know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MemberNode {
+pub(crate) struct MemberNode {
     /// The name it was started with; empty until it has been heard of.
-    pub name: String,
+    pub(crate) name: String,
     /// Where its peers reach it.
-    pub peer_urls: Vec<String>,
+    pub(crate) peer_urls: Vec<String>,
     /// Where clients reach it; empty until it has told.
-    pub client_urls: Vec<String>,
+    pub(crate) client_urls: Vec<String>,
 }
 
 /// Requests that share one log entry, in the order in which they are applied.
@@ -45,32 +45,32 @@ pub struct MemberNode {
 /// It is held decoded and encoded: the leader encodes once, and the same bytes go to the log and to
 /// every follower.
 #[derive(Clone)]
-pub struct Batch {
+pub(crate) struct Batch {
     commands: Arc<[peer::Command]>,
     encoded: Bytes,
 }
 
 impl Batch {
     /// Encodes `commands` once, for the log and for all followers.
-    pub fn new(commands: Vec<peer::Command>) -> Self {
+    pub(crate) fn new(commands: Vec<peer::Command>) -> Self {
         let message = peer::Batch { commands };
         let encoded = Bytes::from(message.encode_to_vec());
         Self { commands: message.commands.into(), encoded }
     }
 
     /// Takes a batch as it came from a peer or from the log; values share its memory.
-    pub fn decode(encoded: Bytes) -> Result<Self, prost::DecodeError> {
+    pub(crate) fn decode(encoded: Bytes) -> Result<Self, prost::DecodeError> {
         let commands = peer::Batch::decode(encoded.clone())?.commands.into();
         Ok(Self { commands, encoded })
     }
 
     /// The requests, in order.
-    pub fn commands(&self) -> &[peer::Command] {
+    pub(crate) fn commands(&self) -> &[peer::Command] {
         &self.commands
     }
 
     /// The form that stands in the log and goes over the wire.
-    pub fn encoded(&self) -> &Bytes {
+    pub(crate) fn encoded(&self) -> &Bytes {
         &self.encoded
     }
 }

@@ -163,8 +163,8 @@ enum Line<'a, T> {
     Error { grpc_code: i32, http_code: u16, message: &'a str, http_status: Option<&'a str> },
 }
 
-fn line<T: Serialize>(message: Result<T, Status>) -> Bytes {
-    let line = match &message {
+fn line<T: Serialize>(message: &Result<T, Status>) -> Bytes {
+    let line = match message {
         Ok(message) => Line::Result(message),
         Err(status) => Line::Error {
             grpc_code: status.code() as i32,
@@ -182,7 +182,7 @@ fn line<T: Serialize>(message: Result<T, Status>) -> Bytes {
 fn streamed<T: Serialize + Send + 'static>(
     messages: impl Stream<Item = Result<T, Status>> + Send + 'static,
 ) -> Response {
-    let lines = messages.map(|message| Ok::<_, Infallible>(line(message)));
+    let lines = messages.map(|message| Ok::<_, Infallible>(line(&message)));
     with_json(StatusCode::OK, Body::from_stream(lines))
 }
 
