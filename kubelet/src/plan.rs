@@ -266,9 +266,18 @@ fn exited(input: &Input<'_>, container: &Container, exit: &Exit) -> Plan {
     Plan {
         action: Action::Replace { id: container.id.clone(), next_streak: restart.next_streak },
         retry,
-        record_first: true,
+        record_first: !is_told(input, container),
         ..tell(input, Shown::Terminated(exit))
     }
+}
+
+/// Whether the status knows already how this container ended.
+fn is_told(input: &Input<'_>, container: &Container) -> bool {
+    let id = format!("{}://{}", input.scheme, container.id);
+    let entry = status::container_entry(input.previous);
+    let states = entry.into_iter().flat_map(|entry| [&entry.state, &entry.last_state]);
+    let mut ends = states.flatten().filter_map(|state| state.terminated.as_ref());
+    ends.any(|end| end.container_id.as_ref() == Some(&id))
 }
 
 /// A plan that only tells.

@@ -190,6 +190,9 @@ fn a_crash_loop_waits_longer_each_time_and_says_until_when() {
             let message = entry.state.as_ref().unwrap().waiting.as_ref().unwrap().message.clone();
             let expected = format!("back-off {wait}s restarting failed container=main");
             assert!(message.as_ref().unwrap().starts_with(&expected), "{message:?}");
+            // What was told while it waited need not be told again when it is replaced.
+            let waited = Input { previous: &early.status, ..input(&pod, Some(&ended), due) };
+            assert!(!plan(&waited).record_first);
         }
         let on_time = plan(&input(&pod, Some(&ended), due));
         let next_streak = if ran >= 600 { 1 } else { streak + 1 };

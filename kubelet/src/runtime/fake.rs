@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use super::{
     Container, ContainerSpec, ContainerState, EngineInfo, Event, Exit, Listed, Runtime,
@@ -109,7 +110,7 @@ impl FakeRuntime {
         self.state.lock().down = down;
     }
 
-    /// Every container, by name.
+    /// Every container.
     #[must_use]
     pub fn containers(&self) -> Vec<Container> {
         self.state.lock().containers.values().cloned().collect()
@@ -203,7 +204,7 @@ impl Runtime for FakeRuntime {
         }
         state.made += 1;
         let container = Container {
-            id: format!("{:064x}", state.made),
+            id: format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()),
             name: spec.name.clone(),
             identity: spec.identity.clone(),
             image: spec.image.clone(),
