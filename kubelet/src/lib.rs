@@ -11,8 +11,8 @@
 //! ```
 //!
 //! - [`plan`] decides, from what is wanted and what is seen, and knows nothing else.
-//! - [`pods`] carries out; [`engine`] listens to the engine; [`images`] fetches images;
-//!   [`node`] registers the node and sends its heartbeat.
+//! - `pods` carries out; `engine` listens to the engine; `images` fetches images;
+//!   `node` registers the node and sends its heartbeat.
 //! - [`runtime`] is the container engine: Docker, or one that only exists in memory.
 //!
 //! What survives what: a container outlives its kubelet and the store. Its labels tell a new

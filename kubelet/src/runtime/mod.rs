@@ -36,7 +36,7 @@ pub struct Identity {
     /// How many containers of this name the pod had before: Kubernetes' `restartCount`.
     pub restart_count: u32,
     /// How many times in a row the container was started again without having run long enough to
-    /// be forgiven; decides the next backoff (see [`crate::backoff`]).
+    /// be forgiven; decides how long the next one waits.
     pub crash_streak: u32,
     /// The pod's grace period, for when the pod itself can no longer be asked.
     pub grace_seconds: u32,
