@@ -194,3 +194,116 @@ impl Index {
         removed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A history from its revisions; a negative one is a deletion.
+    fn index(revisions: &[i64]) -> Index {
+        let mut index = Index::default();
+        let (mut created, mut version) = (0, 0);
+        for revision in revisions {
+            let main = revision.abs();
+            if version == 0 {
+                created = main;
+            }
+            version = if *revision < 0 { 0 } else { version + 1 };
+            let of = if version == 0 { 0 } else { created };
+            index.insert(b"k", Version { main, sub: 0, parts: 1, created: of, version });
+        }
+        index
+    }
+
+    fn seen(index: &Index, at: i64) -> Option<(i64, i64, i64)> {
+        index.get(b"k", at).map(|version| (version.main, version.created, version.version))
+    }
+
+    fn left(index: &Index) -> Vec<i64> {
+        index.visible_versions(-1).map(|version| version.main).collect()
+    }
+
+    #[test]
+    fn a_reader_sees_the_last_write_up_to_its_revision() {
+        let index = index(&[2, 4, -6, 8]);
+        let seen = [1, 2, 3, 4, 5, 6, 7, 8, 9].map(|at| seen(&index, at));
+        let (first, second, third) = ((2, 2, 1), (4, 2, 2), (8, 8, 1));
+        let expected = [
+            None,
+            Some(first),
+            Some(first),
+            Some(second),
+            Some(second),
+            None,
+            None,
+            Some(third),
+            Some(third),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn compaction_leaves_what_can_be_read_or_watched_from_its_revision_on() {
+        // What is written when, where it is compacted, and what is left.
+        let cases: [(&[i64], i64, &[i64]); 11] = [
+            (&[2, 4, 6], 1, &[2, 4, 6]),
+            (&[2, 4, 6], 2, &[2, 4, 6]),
+            (&[2, 4, 6], 3, &[2, 4, 6]),
+            (&[2, 4, 6], 4, &[4, 6]),
+            (&[2, 4, 6], 9, &[6]),
+            (&[2, -4], 3, &[2, 4]),
+            // The deletion itself can still be watched.
+            (&[2, -4], 4, &[4]),
+            (&[2, -4], 5, &[]),
+            (&[2, -4, 6], 5, &[6]),
+            (&[2, -4, 6], 4, &[4, 6]),
+            (&[2, -4, 6, -8, 10], 9, &[10]),
+        ];
+        for (revisions, compacted, expected) in cases {
+            let whole = index(revisions);
+            let visible: Vec<i64> =
+                whole.visible_versions(compacted).map(|version| version.main).collect();
+            assert_eq!(visible, expected, "{revisions:?} compacted at {compacted}");
+
+            // At once, and one by one.
+            for step in [100, 1] {
+                let mut index = index(revisions);
+                let (mut from, mut removed) = (None, Vec::new());
+                loop {
+                    let part = index.compact(compacted, from.as_ref(), 100, step);
+                    assert!(part.versions.len() <= step);
+                    removed.extend(part.versions.iter().map(|version| version.main));
+                    from = part.next_key;
+                    if from.is_none() {
+                        break;
+                    }
+                }
+                assert_eq!(left(&index), expected, "{revisions:?} compacted at {compacted}");
+                assert_eq!(index.len(), expected.len());
+                assert!(removed.is_sorted(), "a tombstone goes after what it hides");
+                for at in compacted.max(1)..12 {
+                    assert_eq!(seen(&index, at), seen(&whole, at));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn long_walks_are_taken_in_steps() {
+        let mut index = Index::default();
+        for n in 0..10_u8 {
+            let version = i64::from(n % 3 != 0);
+            index.insert(&[n], Version { main: 2, sub: n.into(), parts: 1, created: 2, version });
+        }
+        let range = KeyRange::Between(Bytes::from_static(&[1]), Bytes::from_static(&[9]));
+        let (mut from, mut subs, mut steps) = (None, Vec::new(), 0);
+        loop {
+            from = index.walk(&range, from.as_ref(), 5, 3, |version| subs.push(version.sub));
+            steps += 1;
+            if from.is_none() {
+                break;
+            }
+        }
+        assert_eq!((subs, steps), (vec![1, 2, 4, 5, 7, 8], 3));
+    }
+}

@@ -67,16 +67,19 @@ use crate::engine::{Engine, EngineError};
 use crate::error::RequestError;
 use crate::raft::types::{LogId, StoredMembership};
 
-/// How much memory the state may take beyond its index.
+/// How much the state may hold in memory beyond its index, and hand over at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// What the recent revisions may take. It is exceeded while the engine lags behind.
     pub(crate) window_bytes: usize,
+    /// What one batch of write-behind may take, unless a single entry is larger. sled takes a batch
+    /// under a lock that holds up its readers; a few thousand records take it some ten milliseconds.
+    pub(crate) batch_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { window_bytes: 32 * 1024 * 1024 }
+        Self { window_bytes: 32 * 1024 * 1024, batch_bytes: 1024 * 1024 }
     }
 }
 

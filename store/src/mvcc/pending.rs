@@ -13,10 +13,6 @@ use crate::engine::{EngineError, WriteBatch};
 use crate::raft::codec;
 use crate::raft::types::{LogId, StoredMembership};
 
-/// sled takes a batch under a lock that holds up its readers, so batches must not grow without
-/// bound; a few thousand records take it some ten milliseconds.
-const BATCH_BYTES: usize = 1024 * 1024;
-
 /// About what an entry takes that wrote nothing.
 const ENTRY_OVERHEAD_BYTES: usize = 64;
 
@@ -122,12 +118,12 @@ impl Pending {
     }
 
     /// The oldest entries, as many as make a batch; at least one if there is one.
-    fn next_batch(&self) -> Vec<PendingEntry> {
+    fn next_batch(&self, batch_bytes: usize) -> Vec<PendingEntry> {
         let mut bytes = 0;
         let fits = |entry: &&PendingEntry| {
             let is_first = bytes == 0;
             bytes += entry.size_bytes();
-            is_first || bytes <= BATCH_BYTES
+            is_first || bytes <= batch_bytes
         };
         self.entries.iter().take_while(fits).cloned().collect()
     }
@@ -166,7 +162,7 @@ impl Mvcc {
         let mut work = self.shared.engine_work.lock();
         let (engine, entries) = {
             let state = self.shared.state.read();
-            (Arc::clone(&state.engine), state.pending.next_batch())
+            (Arc::clone(&state.engine), state.pending.next_batch(self.shared.limits.batch_bytes))
         };
         let Some(last) = entries.last() else {
             return Ok(Written { applied: self.persisted(), is_idle: true });

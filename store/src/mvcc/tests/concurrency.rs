@@ -69,7 +69,7 @@ fn run(engine: &TestEngine, rounds: usize) {
             apply(&mvcc, keys.iter().map(|key| put(key, &version)));
             // Often right up to the present: reads of the present are overtaken then.
             let behind = if round % 3 == 0 { 0 } else { 500 };
-            apply(&mvcc, [compaction(mvcc.current_revision() - behind)]);
+            apply(&mvcc, [compact_at(mvcc.current_revision() - behind)]);
             write_all(&mvcc);
             compact_all(&mvcc);
             if [&present, &past, &history].iter().any(|reader| reader.is_finished()) {

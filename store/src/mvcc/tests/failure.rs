@@ -51,7 +51,7 @@ impl Engine for Failing {
 #[test]
 fn after_a_failure_nothing_is_applied_any_more() {
     let engine = Arc::new(Failing::default());
-    let mvcc = Mvcc::open(engine.clone(), Limits { window_bytes: 0 }).unwrap();
+    let mvcc = Mvcc::open(engine.clone(), Limits { window_bytes: 0, ..Limits::default() }).unwrap();
     apply(&mvcc, [put("a", "1"), put("b", "1")]);
     mvcc.flush().unwrap();
     engine.fails.store(true, Ordering::Relaxed);

@@ -139,7 +139,7 @@ impl<S: Store> Runner for Scripts<S> {
                     "put" => Op::Put(script::put(&words)?),
                     "del" => Op::DeleteRange(script::delete(&words)?),
                     "txn" => Op::Txn(script::txn(words.first().ok_or("a transaction is needed")?)?),
-                    "compact" => compaction(number(0).ok_or("a revision is needed")?),
+                    "compact" => compact_at(number(0).ok_or("a revision is needed")?),
                     "grant" => grant(
                         number(0).ok_or("an id is needed")?,
                         number(1).ok_or("a TTL is needed")?,

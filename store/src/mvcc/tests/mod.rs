@@ -1,5 +1,6 @@
 //! The state as a whole, on both engines.
 
+mod compaction;
 mod concurrency;
 mod failure;
 mod golden;
@@ -51,7 +52,8 @@ impl TestEngine {
     }
 
     fn open(&self, window_bytes: usize) -> Mvcc {
-        Mvcc::open(self.get(), Limits { window_bytes }).unwrap()
+        // An entry or two at a time.
+        Mvcc::open(self.get(), Limits { window_bytes, batch_bytes: 1000 }).unwrap()
     }
 }
 
@@ -84,7 +86,7 @@ fn delete(key: &str, range_end: &str) -> Op {
     Op::DeleteRange(DeleteRangeRequest { key, range_end, prev_kv: true })
 }
 
-fn compaction(revision: i64) -> Op {
+fn compact_at(revision: i64) -> Op {
     Op::Compaction(CompactionRequest { revision, physical: false })
 }
 

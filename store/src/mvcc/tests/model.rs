@@ -239,7 +239,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         8 => any_put().prop_map(Op::Put),
         3 => any_delete().prop_map(Op::DeleteRange),
         4 => any_txn().prop_map(Op::Txn),
-        1 => (-1..40_i64).prop_map(compaction),
+        1 => (-1..40_i64).prop_map(compact_at),
         1 => (1..4_i64, 2..9_i64).prop_map(|(id, ttl)| grant(id, ttl)),
         1 => (1..4_i64).prop_map(revoke),
     ];

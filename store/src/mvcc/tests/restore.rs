@@ -22,7 +22,7 @@ fn furnish(mvcc: &Mvcc) {
         apply(mvcc, (0..10).map(|n| put(&format!("key-{n}"), &format!("{round}"))));
         apply(mvcc, [put("long", &"x".repeat(20_000 + round)), delete("key-3", "key-5")]);
     }
-    apply(mvcc, [compaction(100), delete("key-7", "")]);
+    apply(mvcc, [compact_at(100), delete("key-7", "")]);
     mvcc.apply(log_id(44), &EntryPayload::Blank).unwrap();
 }
 
@@ -63,7 +63,7 @@ fn a_state_comes_back_from_its_snapshot_on_either_engine() {
 
         // Both go on alike.
         for mvcc in [&mvcc, &other] {
-            apply(mvcc, [put("after", "1"), revoke(1), compaction(120)]);
+            apply(mvcc, [put("after", "1"), revoke(1), compact_at(120)]);
             mvcc.flush().unwrap();
             compact_all(mvcc);
         }
@@ -83,7 +83,7 @@ fn a_snapshot_is_of_one_moment_whatever_is_applied_meanwhile() {
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             for round in 0..300_i64 {
-                apply(&mvcc, [put("busy", "x"), put("busy", "y"), compaction(100 + round)]);
+                apply(&mvcc, [put("busy", "x"), put("busy", "y"), compact_at(100 + round)]);
                 mvcc.write_behind().unwrap();
                 mvcc.compact_step().unwrap();
             }

@@ -58,7 +58,7 @@ struct Member {
 impl Member {
     fn new(window_bytes: usize, limits: WatchLimits) -> Self {
         let engine = Arc::new(MemoryEngine::default());
-        let mvcc = Mvcc::open(engine, Limits { window_bytes }).unwrap();
+        let mvcc = Mvcc::open(engine, Limits { window_bytes, ..Limits::default() }).unwrap();
         let hub = WatchHub::new(mvcc.current_revision(), limits);
         let history = Arc::new(Applied(mvcc.clone()));
         Self { mvcc, hub, history, events: Vec::new() }

@@ -148,7 +148,7 @@ fn ask(store: &mut impl Store, question: &Question, current: i64) -> String {
                 Err(error) => answer = error,
             }
         }
-        Question::Compact(before) => match store.write(compaction(current - before)) {
+        Question::Compact(before) => match store.write(compact_at(current - before)) {
             Ok(outcome) => show_outcome(&mut answer, &outcome),
             Err(error) => answer = error,
         },
