@@ -74,7 +74,7 @@ impl LeaseTable {
     }
 
     /// Binds a key to `id`, or to nothing; before it may have been bound to another.
-    pub(crate) fn bind(&mut self, key: &Bytes, id: i64) {
+    pub(crate) fn bind(&mut self, key: &[u8], id: i64) {
         if self.of_key(key) == id {
             return;
         }
@@ -82,8 +82,10 @@ impl LeaseTable {
             lease.keys.remove(key);
         }
         if let Some(lease) = self.leases.get_mut(&id) {
+            // A key of its own: the one of a request shares the memory of its whole batch.
+            let key = Bytes::copy_from_slice(key);
             lease.keys.insert(key.clone());
-            self.by_key.insert(key.clone(), id);
+            self.by_key.insert(key, id);
         }
     }
 

@@ -1,6 +1,6 @@
 //! Finding the state again in an engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -119,7 +119,7 @@ struct Loading {
     /// The events of the revision that is being read.
     open: Option<RevisionEvents>,
     /// Which live key is bound to which lease.
-    bound: std::collections::HashMap<Bytes, i64>,
+    bound: HashMap<Bytes, i64>,
 }
 
 impl Loading {
@@ -130,7 +130,7 @@ impl Loading {
             index: Index::default(),
             window: Window::new(complete_from - 1, limits.window_bytes),
             open: None,
-            bound: std::collections::HashMap::new(),
+            bound: HashMap::new(),
         }
     }
 
