@@ -132,3 +132,35 @@ fn deletes_any(deletes: &[KeyRange], puts: &BTreeSet<Bytes>) -> bool {
         .filter_map(KeyRange::bounds)
         .any(|bounds| puts.range::<[u8], _>(bounds).next().is_some())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gets(count: usize) -> Vec<RequestOp> {
+        let get = RangeRequest { key: Bytes::from_static(b"k"), ..RangeRequest::default() };
+        vec![RequestOp { request: Some(Request::RequestRange(get)) }; count]
+    }
+
+    fn txn(success: Vec<RequestOp>) -> TxnRequest {
+        TxnRequest { success, ..TxnRequest::default() }
+    }
+
+    #[test]
+    fn operations_are_counted_by_the_longer_branch_and_nested_ones_on_top() {
+        let nested = |count| RequestOp { request: Some(Request::RequestTxn(txn(gets(count)))) };
+        let cases = [
+            (txn(gets(128)), Ok(())),
+            (txn(gets(129)), Err(RequestError::TooManyOps)),
+            (TxnRequest { failure: gets(128), ..txn(gets(128)) }, Ok(())),
+            (TxnRequest { failure: gets(129), ..txn(gets(1)) }, Err(RequestError::TooManyOps)),
+            (txn(vec![nested(127)]), Ok(())),
+            (txn(vec![nested(128)]), Err(RequestError::TooManyOps)),
+            // Siblings are not added up.
+            (txn(vec![nested(126), nested(126)]), Ok(())),
+        ];
+        for (number, (request, expected)) in cases.into_iter().enumerate() {
+            assert_eq!(check_txn(&request), expected, "case {number}");
+        }
+    }
+}
