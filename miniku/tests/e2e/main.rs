@@ -15,5 +15,6 @@ mod etcdctl;
 mod failover;
 mod flat_api;
 mod on_etcd;
+mod scripts;
 mod support;
 mod watch_tails;

@@ -15,6 +15,7 @@ use crate::support::scratch::Scratch;
 use crate::support::store::{Member, Store};
 use crate::support::tail::Tail;
 use crate::support::wait::{holds, wait_for};
+use crate::support::writers::Writers;
 
 const PREFIX: &str = "/registry/";
 const PODS: &str = "/registry/pods/default/";
@@ -25,7 +26,19 @@ const LEADERS_KILLED: usize = 3;
 struct Change {
     revision: i64,
     key: String,
-    deleted: bool,
+    kind: &'static str,
+}
+
+impl Change {
+    /// Of what etcd tells, as the flat API names it.
+    fn new(key: String, revision: i64, created: i64, deleted: bool) -> Self {
+        let kind = match deleted {
+            true => "DELETED",
+            false if created == revision => "ADDED",
+            false => "MODIFIED",
+        };
+        Self { revision, key, kind }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,6 +66,7 @@ async fn tails_go_on_without_a_gap_or_a_repeat_while_leaders_die() {
     })
     .await;
 
+    let writers = Writers::start(&store, 2);
     let desired = |count: usize| {
         json!({"name": "web", "desiredCount": count, "selector": {"app": "web"}, "template": {"image": "i"}})
             .to_string()
@@ -79,6 +93,8 @@ async fn tails_go_on_without_a_gap_or_a_repeat_while_leaders_die() {
         store.serves(leader).await;
     }
 
+    let written = writers.stop().await;
+
     // The last pod marks the end, as heartbeats never end.
     wait_for("the last pod is made", async || {
         let answer = api.post("/pods", r#"{"name":"the-last","image":"i"}"#).await;
@@ -104,6 +120,7 @@ async fn tails_go_on_without_a_gap_or_a_repeat_while_leaders_die() {
         history.iter().filter(|change| change.key.starts_with(PODS)).cloned().collect();
     assert_same("/pods?watch=true", seen, &of_pods);
 
+    written.check(&store.agree().await);
     for process in control_plane
         .kubelets
         .into_iter()
@@ -145,7 +162,7 @@ async fn history(member: &Member, last_key: &str) -> Vec<Change> {
                 let key = String::from_utf8_lossy(&pair.key).into_owned();
                 let deleted = event.r#type() == EventType::Delete;
                 let last = key == last_key;
-                changes.push(Change { revision: pair.mod_revision, key, deleted });
+                changes.push(Change::new(key, pair.mod_revision, pair.create_revision, deleted));
                 if last {
                     return Ok(changes);
                 }
@@ -213,14 +230,14 @@ fn etcd_changes(line: &str) -> Vec<Change> {
         .map(|event| {
             let pair = &event["kv"];
             let key = BASE64_STANDARD.decode(pair["key"].as_str().expect("a key")).expect("base64");
-            let revision = &pair["mod_revision"];
-            let revision = revision.as_i64().or_else(|| revision.as_str()?.parse().ok());
+            let number = |name: &str| {
+                let number = &pair[name];
+                number.as_i64().or_else(|| number.as_str()?.parse().ok())
+            };
+            let revision = number("mod_revision").unwrap_or_else(|| panic!("no revision: {line}"));
             let deleted = matches!(&event["type"], kind if *kind == 1 || *kind == "DELETE");
-            Change {
-                revision: revision.unwrap_or_else(|| panic!("no revision: {line}")),
-                key: String::from_utf8(key).expect("the registry's keys are text"),
-                deleted,
-            }
+            let key = String::from_utf8(key).expect("the registry's keys are text");
+            Change::new(key, revision, number("create_revision").unwrap_or(0), deleted)
         })
         .collect()
 }
@@ -232,6 +249,9 @@ fn pod_change(line: &str) -> Change {
     Change {
         revision: revision.unwrap_or_else(|| panic!("no revision: {line}")),
         key: format!("{PODS}{name}"),
-        deleted: json["type"] == "DELETED",
+        kind: ["ADDED", "MODIFIED", "DELETED"]
+            .into_iter()
+            .find(|kind| json["type"] == *kind)
+            .unwrap_or_else(|| panic!("of no kind: {line}")),
     }
 }

@@ -23,3 +23,18 @@ pub(crate) fn free_port() -> u16 {
     }
     panic!("no free port from {FIRST} to {}", FIRST + COUNT);
 }
+
+/// A number that can be added to the usual ports, so that `scripts/cluster` runs beside another.
+pub(crate) fn free_shift() -> u16 {
+    const USUAL: [u16; 7] = [2379, 2380, 22379, 22380, 32379, 32380, 8080];
+    // Up to where the highest of them would be among the ports of outgoing connections.
+    const STEPS: u32 = 190;
+    for _ in 0..STEPS {
+        let step = std::process::id().wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % STEPS;
+        let shift = u16::try_from(2 * (step + 1)).expect("it is small");
+        if USUAL.iter().all(|port| TcpListener::bind(("127.0.0.1", port + shift)).is_ok()) {
+            return shift;
+        }
+    }
+    panic!("no free ports near {USUAL:?}");
+}

@@ -8,7 +8,7 @@ use store_proto::etcdserverpb::kv_client::KvClient;
 use store_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use store_proto::etcdserverpb::watch_client::WatchClient;
 use store_proto::etcdserverpb::{
-    PutRequest, RangeRequest, RangeResponse, StatusRequest, StatusResponse,
+    HashKvRequest, PutRequest, RangeRequest, RangeResponse, StatusRequest, StatusResponse,
 };
 use store_proto::mvccpb::KeyValue;
 use tonic::transport::{Channel, Endpoint};
@@ -134,6 +134,12 @@ impl Store {
             for (_, state) in &states {
                 assert!(*state == first, "members differ at revision {}", revisions[0]);
             }
+            // And so is their history.
+            let mut hashes = Vec::new();
+            for member in &self.members {
+                hashes.push(member.hash_kv(revisions[0]).await.map_err(|error| error.to_string())?);
+            }
+            assert!(hashes.iter().all(|hash| *hash == hashes[0]), "HashKV: {hashes:?}");
             Ok::<_, String>(first)
         })
         .await
@@ -210,6 +216,14 @@ impl Member {
     pub(crate) async fn status(&self) -> Result<StatusResponse, Status> {
         let mut client = MaintenanceClient::new(self.channel.clone());
         Ok(within_deadline(client.status(in_time(StatusRequest {}))).await?.into_inner())
+    }
+
+    /// The hash over this member's history up to a revision, and where that begins.
+    async fn hash_kv(&self, revision: i64) -> Result<(u32, i64), Status> {
+        let mut client = MaintenanceClient::new(self.channel.clone());
+        let request = in_time(HashKvRequest { revision });
+        let answer = within_deadline(client.hash_kv(request)).await?.into_inner();
+        Ok((answer.hash, answer.compact_revision))
     }
 
     /// This member's own revision and data, whatever the others have.

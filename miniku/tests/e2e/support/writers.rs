@@ -1,13 +1,13 @@
 //! Writers that put all the time, each key once and each value unique, going from member to member
-//! when one fails; and what they were promised.
+//! when one fails; and what they were promised. A reader beside them never sees the past.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
-use store_proto::etcdserverpb::PutRequest;
 use store_proto::etcdserverpb::kv_client::KvClient;
+use store_proto::etcdserverpb::{PutRequest, RangeRequest};
 use store_proto::mvccpb::KeyValue;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -18,7 +18,7 @@ use super::store::{Store, within_deadline};
 use super::wait::{holds, wait_for};
 
 /// Where the writers' keys begin.
-pub(crate) const PREFIX: &str = "/written/";
+const PREFIX: &str = "/written/";
 /// So that a test's history stays small enough to be read back at once.
 const PAUSE: Duration = Duration::from_millis(2);
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(20);
@@ -38,21 +38,36 @@ struct Attempt {
 pub(crate) struct Writers {
     tasks: JoinSet<Vec<Attempt>>,
     stop: CancellationToken,
-    acknowledged: Arc<AtomicU64>,
+    progress: Arc<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    /// How many writes were acknowledged.
+    acknowledged: AtomicU64,
+    /// The newest revision that any of them was acknowledged with.
+    newest: AtomicI64,
 }
 
 impl Writers {
-    /// Starts `count` writers on all members of `store`. A store may have one lot of them.
+    /// Starts `count` writers on all members of `store`, and a reader. A store may have one lot of
+    /// them.
     pub(crate) fn start(store: &Store, count: usize) -> Self {
         let stop = CancellationToken::new();
-        let acknowledged = Arc::new(AtomicU64::new(0));
+        let progress = Arc::new(Progress::default());
+        let members = || -> Vec<_> { store.members.iter().map(|member| member.kv()).collect() };
         let mut tasks = JoinSet::new();
         for number in 0..count {
-            let members: Vec<_> = store.members.iter().map(|member| member.kv()).collect();
-            let (stop, acknowledged) = (stop.clone(), Arc::clone(&acknowledged));
-            tasks.spawn(async move { write(number, members, &stop, &acknowledged).await });
+            let (members, stop, progress) = (members(), stop.clone(), Arc::clone(&progress));
+            tasks.spawn(async move { write(number, members, &stop, &progress).await });
         }
-        Self { tasks, stop, acknowledged }
+        let (members, reader_stop, reader_progress) =
+            (members(), stop.clone(), Arc::clone(&progress));
+        tasks.spawn(async move {
+            read(members, &reader_stop, &reader_progress).await;
+            Vec::new()
+        });
+        Self { tasks, stop, progress }
     }
 
     /// Waits until so many more writes have been acknowledged.
@@ -66,7 +81,7 @@ impl Writers {
     }
 
     pub(crate) fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::Relaxed)
+        self.progress.acknowledged.load(Ordering::Relaxed)
     }
 
     /// Lets them finish what they are at.
@@ -83,7 +98,7 @@ async fn write(
     number: usize,
     mut members: Vec<KvClient<Channel>>,
     stop: &CancellationToken,
-    acknowledged: &AtomicU64,
+    progress: &Progress,
 ) -> Vec<Attempt> {
     let mut attempts = Vec::new();
     let mut member = number % members.len();
@@ -100,8 +115,9 @@ async fn write(
         let returned = Instant::now();
         let revision = answer.ok().and_then(|answer| Some(answer.into_inner().header?.revision));
         attempts.push(Attempt { key, value, called, returned, revision });
-        if revision.is_some() {
-            acknowledged.fetch_add(1, Ordering::Relaxed);
+        if let Some(revision) = revision {
+            progress.acknowledged.fetch_add(1, Ordering::Relaxed);
+            progress.newest.fetch_max(revision, Ordering::SeqCst);
             sleep(PAUSE).await;
         } else {
             member = (member + 1) % members.len();
@@ -111,6 +127,22 @@ async fn write(
     attempts
 }
 
+/// Reads from one member after the other. A linearizable read shows at least what was acknowledged
+/// before it was asked for, whichever member answers.
+async fn read(mut members: Vec<KvClient<Channel>>, stop: &CancellationToken, progress: &Progress) {
+    let mut member = 0;
+    while !stop.is_cancelled() {
+        let acknowledged = progress.newest.load(Ordering::SeqCst);
+        let any = RangeRequest { key: "any".into(), ..Default::default() };
+        if let Ok(answer) = within_deadline(members[member].range(any)).await {
+            let revision = answer.into_inner().header.map_or(0, |header| header.revision);
+            assert!(revision >= acknowledged, "read {revision} after a write at {acknowledged}");
+        }
+        member = (member + 1) % members.len();
+        sleep(PAUSE).await;
+    }
+}
+
 /// All that the writers tried, in the order in which they began.
 pub(crate) struct History {
     attempts: Vec<Attempt>,
@@ -118,11 +150,14 @@ pub(crate) struct History {
 
 impl History {
     /// Holds what is stored against what was promised: nothing acknowledged is missing or changed,
-    /// nothing was written twice or by nobody, and revisions follow real time. `stored` is all
-    /// that is under [`PREFIX`].
-    pub(crate) fn check(&self, stored: &[KeyValue]) {
-        let stored: BTreeMap<&[u8], &KeyValue> =
-            stored.iter().map(|pair| (pair.key.as_ref(), pair)).collect();
+    /// nothing was written twice or by nobody, and revisions follow real time. `everything` is all
+    /// that the store holds, whoever wrote it.
+    pub(crate) fn check(&self, everything: &[KeyValue]) {
+        let stored: BTreeMap<&[u8], &KeyValue> = everything
+            .iter()
+            .filter(|pair| pair.key.starts_with(PREFIX.as_bytes()))
+            .map(|pair| (pair.key.as_ref(), pair))
+            .collect();
         for attempt in &self.attempts {
             let found = stored.get(attempt.key.as_bytes());
             if let Some(found) = found {
