@@ -35,7 +35,7 @@ impl World {
     async fn new() -> Option<Self> {
         let answers = docker(&["version", "--format", "{{.Server.Version}}"]).is_some();
         if !answers || !Path::new(BUSYBOX).exists() {
-            eprintln!("skipped: this needs a Docker Engine and {BUSYBOX}");
+            support::skip(&format!("this needs a Docker Engine and {BUSYBOX}"));
             return None;
         }
         let etcd = Etcd::start().await?;
