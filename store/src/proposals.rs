@@ -130,36 +130,46 @@ impl Proposals {
         batch
     }
 
-    /// These were certainly not taken into any log: they are sent again.
-    pub(crate) fn refused(&self, ids: &[u64]) {
-        self.send_again(ids.iter().copied());
+    /// These were sent to the leader of `term` and certainly not taken into its log: they are sent
+    /// again. Those that were sent again since, because another term began, are none of them.
+    pub(crate) fn refused(&self, term: u64, ids: &[u64]) {
+        self.send_again(ids.iter().copied(), |sent_in| sent_in == term);
     }
 
     /// The first entry of `term` is about to be applied: whatever was sent in an earlier term and
     /// is still waiting is in no log.
     pub(crate) fn term_began(&self, term: u64) {
-        let mut lost: Vec<u64> = {
-            let waiting = self.waiting.lock();
-            let sent_before = |proposal: &Proposal| proposal.sent_in.is_some_and(|t| t < term);
-            waiting.by_id.iter().filter(|(_, p)| sent_before(p)).map(|(id, _)| *id).collect()
-        };
-        lost.sort_unstable();
-        if !lost.is_empty() {
-            tracing::info!(term, count = lost.len(), "sending writes again to the new leader");
+        let mut ids: Vec<u64> = self.waiting.lock().by_id.keys().copied().collect();
+        ids.sort_unstable();
+        let count = self.send_again(ids.into_iter(), |sent_in| sent_in < term);
+        if count > 0 {
+            tracing::info!(term, count, "sending writes again to the new leader");
         }
-        self.send_again(lost.into_iter());
     }
 
-    fn send_again(&self, ids: impl DoubleEndedIterator<Item = u64>) {
+    /// Puts those of `ids` whose last leader was of a `lost` term in front of the queue. What is in
+    /// the queue has been sent to nobody, so nothing is ever in it twice.
+    fn send_again(
+        &self,
+        ids: impl DoubleEndedIterator<Item = u64>,
+        lost: impl Fn(u64) -> bool,
+    ) -> usize {
         let mut waiting = self.waiting.lock();
+        let mut count = 0;
         for id in ids.rev() {
-            if let Some(proposal) = waiting.by_id.get_mut(&id) {
+            if let Some(proposal) = waiting.by_id.get_mut(&id)
+                && proposal.sent_in.is_some_and(&lost)
+            {
                 proposal.sent_in = None;
                 waiting.queue.push_front(id);
+                count += 1;
             }
         }
         drop(waiting);
-        self.queued.notify_one();
+        if count > 0 {
+            self.queued.notify_one();
+        }
+        count
     }
 
     /// The state jumped ahead over entries that this member never saw one by one: what was sent
@@ -264,6 +274,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_refusal_that_comes_late_sends_nothing_twice() {
+        let proposals = Arc::new(Proposals::new(10, 100));
+        let asked = start(&proposals, "a");
+        tokio::task::yield_now().await;
+        assert_eq!(ids(&proposals.next_batch(4)), [10]);
+        proposals.term_began(5);
+        proposals.refused(4, &[10]);
+        assert_eq!(ids(&proposals.next_batch(5)), [10]);
+        proposals.refused(4, &[10]);
+        assert!(proposals.next_batch(5).is_empty(), "it is in the log of term 5");
+        proposals.refused(5, &[10]);
+        proposals.term_began(6);
+        assert_eq!(ids(&proposals.next_batch(6)), [10]);
+        assert!(proposals.next_batch(6).is_empty());
+        proposals.answer(10, done());
+        assert!(asked.await.unwrap().is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn after_a_snapshot_nothing_that_was_sent_is_sent_again() {
         let proposals = Arc::new(Proposals::new(10, 100));
         let sent = start(&proposals, "sent");
@@ -285,7 +314,7 @@ mod tests {
         let (sent, unsent) = (start(&proposals, "sent"), start(&proposals, "unsent"));
         tokio::task::yield_now().await;
         proposals.next_batch(4);
-        proposals.refused(&[11]);
+        proposals.refused(4, &[11]);
         assert_eq!(sent.await.unwrap().unwrap_err(), RequestError::Timeout);
         assert_eq!(unsent.await.unwrap().unwrap_err(), RequestError::NoLeader);
         assert!(proposals.next_batch(5).is_empty(), "what nobody waits for is not sent");

@@ -56,7 +56,7 @@ pub(crate) async fn run(member: Arc<Member>) {
             };
             if submitted == Submitted::Refused {
                 tokio::time::sleep(RETRY_PAUSE).await;
-                member.proposals.refused(&ids);
+                member.proposals.refused(term, &ids);
             }
             drop(slot);
         });
