@@ -165,10 +165,10 @@ fn ask(store: &mut impl Store, question: &Question, current: i64) -> String {
 }
 
 #[test]
-#[ignore = "needs etcd in the PATH"]
 fn random_requests_are_answered_as_by_etcd() {
     let mut runner = TestRunner::default();
-    let (mut ours, mut etcd) = (Ours::new(), etcd::Etcd::start());
+    let Some(mut etcd) = etcd::Etcd::start() else { return };
+    let mut ours = Ours::new();
     for number in 0..REQUESTS {
         let question = any_question().new_tree(&mut runner).unwrap().current();
         if matches!(&question, Question::Write(Op::Txn(txn)) if !is_comparable(txn)) {
