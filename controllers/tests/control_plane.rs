@@ -33,6 +33,7 @@ async fn a_set_is_spread_scaled_and_deleted() {
     let controllers = cluster.controllers().await;
     cluster.node("node-1").await;
     cluster.node("node-2").await;
+    cluster.until_scheduled_on(2).await;
 
     cluster.create_set("nginx", 4).await;
     cluster.until_spread("nginx", &[("node-1", 2), ("node-2", 2)]).await;
@@ -146,6 +147,7 @@ async fn lone_pods_are_spread_too() {
     let _controllers = cluster.controllers().await;
     cluster.node("node-1").await;
     cluster.node("node-2").await;
+    cluster.until_scheduled_on(2).await;
     cluster.create_pod("a", app("a")).await;
     cluster.create_pod("b", app("b")).await;
     let expected = [("node-1".to_owned(), 1), ("node-2".to_owned(), 1)].into();
@@ -206,6 +208,7 @@ async fn nodes_are_not_blamed_for_a_store_that_is_away() {
     let _controllers = cluster.controllers().await;
     cluster.node("node-1").await;
     cluster.node("node-2").await;
+    cluster.until_scheduled_on(2).await;
     cluster.create_set("nginx", 2).await;
     cluster.until_spread("nginx", &[("node-1", 1), ("node-2", 1)]).await;
     let before = cluster.nodes().list(&Scope::All).await.unwrap().revision;

@@ -7,7 +7,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use api::{
-    Api, Client, ClientConfig, Clock, Error, Informer, Object, ObjectKey, Scope, Store, WatchEvent,
+    Api, Client, ClientConfig, Clock, DeleteOptions, Error, Informer, Object, ObjectKey, Scope,
+    Store, WatchEvent,
 };
 use clap::Parser;
 use jiff::Timestamp;
@@ -111,6 +112,32 @@ impl Cluster {
         };
         self.nodes().create(node).await.expect("a new node");
         self.tasks.spawn(fake_kubelet(self.store.clone(), name.to_owned()))
+    }
+
+    /// Waits until the scheduler knows of that many nodes: as many pods go to a node each, and are
+    /// deleted again. A set that came before would be spread over the nodes known by then.
+    pub(crate) async fn until_scheduled_on(&self, nodes: usize) {
+        let probes: Vec<String> = (0..nodes).map(|number| format!("probe-{number}")).collect();
+        self.until(&format!("pods go to {nodes} nodes"), async || {
+            for probe in &probes {
+                self.create_pod(probe, app("probe")).await;
+            }
+            let bound = async || {
+                self.spread().await.filter(|spread| spread.values().sum::<usize>() == nodes)
+            };
+            self.until("the probes run", async || bound().await.is_some()).await;
+            let reached = bound().await.is_some_and(|spread| spread.len() == nodes);
+            for probe in &probes {
+                let key = ObjectKey::namespaced("default", probe);
+                self.pods()
+                    .delete(&key, &DeleteOptions::default())
+                    .await
+                    .expect("the probe is there");
+            }
+            self.until("the probes are gone", async || self.all_pods().await.is_empty()).await;
+            reached
+        })
+        .await;
     }
 
     /// A ReplicaSet `name` of that many pods labelled `app: <name>`.
