@@ -150,3 +150,23 @@ async fn all_members_killed_under_load_come_back_with_everything() {
     history.check(&stored);
     assert_contiguous(&stored);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_restarted_in_turn_lose_nothing() {
+    if !ready() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let mut store = Store::start(&scratch, 3).await;
+    let writers = Writers::start(&store, 4);
+    for number in 0..3 {
+        writers.go_on(50).await;
+        let status = store.members[number].process.terminate().await;
+        assert!(status.success(), "SIGTERM ends it in good order");
+        writers.go_on(50).await;
+        store.members[number].process.start_again();
+        store.serves(number).await;
+    }
+    let history = writers.stop().await;
+    history.check(&store.agree().await);
+}

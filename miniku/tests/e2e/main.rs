@@ -14,6 +14,7 @@ mod damage;
 mod etcdctl;
 mod failover;
 mod flat_api;
+mod gateway;
 mod on_etcd;
 mod scripts;
 mod support;
