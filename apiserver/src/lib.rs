@@ -51,6 +51,7 @@ mod watch;
 pub use config::{Config, Error};
 
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -59,6 +60,7 @@ use axum::extract::Request;
 use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -144,7 +146,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         max_body_bytes: config.max_body_bytes,
         request_timeout: Duration::from_millis(config.request_timeout_ms),
     };
-    let listener = TcpListener::bind(config.listen)
+    let listener = listen(config.listen)
         .await
         .map_err(|source| Error::Listen { address: config.listen, source })?;
     let addr =
@@ -157,6 +159,23 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     tasks.spawn(serve::serve(listener, router(app), stop.clone()));
     info!(%addr, store = %config.store, "listening");
     Ok(Running { addr, stop, tasks })
+}
+
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(1);
+const LISTEN_PAUSE: Duration = Duration::from_millis(50);
+
+/// An address that is taken is tried again for a moment: an API server that was just killed and
+/// started again meets its own predecessor, which the system has not quite cleared away.
+async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(LISTEN_PAUSE).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 impl Running {

@@ -14,6 +14,7 @@ use store_proto::peer::{IsKnownRequest, MemberAttributes};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, ConfigError, Settings};
@@ -40,6 +41,8 @@ const REPLICATION_LAG: u64 = u64::MAX / 2;
 const ENTRIES_PER_MESSAGE: u64 = 1024;
 /// For openraft to tell of the membership that it was started with.
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(10);
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(1);
+const LISTEN_PAUSE: Duration = Duration::from_millis(50);
 const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
 /// For the question to a peer whether it knows this member.
 const ASK_PEER: Duration = Duration::from_secs(1);
@@ -235,8 +238,18 @@ async fn served(name: &'static str, serving: impl Future<Output = ()>) -> &'stat
     name
 }
 
+/// An address that is taken is tried again for a moment: a member that was just killed and started
+/// again meets its own predecessor, which the system has not quite cleared away.
 async fn listen(flag: &'static str, addr: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(addr).await.map_err(|source| Error::Listen { flag, addr, source })
+    let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
+    loop {
+        match TcpListener::bind(addr).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(LISTEN_PAUSE).await;
+            }
+            bound => return bound.map_err(|source| Error::Listen { flag, addr, source }),
+        }
+    }
 }
 
 fn local_addr(
