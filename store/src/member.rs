@@ -12,6 +12,7 @@ use store_proto::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
 use store_proto::peer;
 use store_proto::peer::command::Op;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::RequestError;
 use crate::leadership::Leadership;
@@ -37,6 +38,8 @@ pub(crate) struct Member {
     pub(crate) id: u64,
     pub(crate) cluster_id: u64,
     pub(crate) request_timeout: Duration,
+    /// Cancelled when the member is asked to stop.
+    pub(crate) stop: CancellationToken,
     pub(crate) max_request_bytes: usize,
     pub(crate) raft: Raft,
     pub(crate) mvcc: Mvcc,

@@ -172,7 +172,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let known = member.raft.wait(Some(MEMBERSHIP_TIMEOUT)).metrics(is_known, "membership").await;
     known.map_err(|error| Error::Raft(error.to_string()))?;
 
-    let stop = CancellationToken::new();
+    let stop = member.stop.clone();
     let mut tasks = Tasks { set: JoinSet::new(), stop: stop.clone() };
     let raft = member.raft.clone();
     tasks.run("consensus", leadership::follow(raft, Arc::new(leadership_sender)));
@@ -297,6 +297,7 @@ async fn assemble(
         id: settings.member_id,
         cluster_id: settings.cluster_id,
         request_timeout: config.request_timeout(),
+        stop: CancellationToken::new(),
         max_request_bytes: config.max_request_bytes,
         raft,
         state: Reads::new(mvcc.clone()),

@@ -16,6 +16,7 @@ use store_proto::etcdserverpb::watch_client::WatchClient;
 use store_proto::etcdserverpb::watch_request::RequestUnion;
 use store_proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 use store_proto::mvccpb::Event;
+use tokio::sync::oneshot;
 use tokio::sync::watch::Receiver;
 use tokio::time::{sleep, timeout};
 use tonic::metadata::MetadataValue;
@@ -79,6 +80,8 @@ struct Open {
     watch_over: BoxFuture<'static, ()>,
     /// Keeps the place on the connection taken.
     _slot: WatchSlot,
+    /// Ends the stream of requests when this is dropped, and with it the watch at the member.
+    _alive: oneshot::Sender<()>,
 }
 
 impl std::fmt::Debug for Open {
@@ -173,9 +176,13 @@ impl Watch {
             ..WatchCreateRequest::default()
         };
         let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-        // The stream of requests stays open: its end would end the watch.
-        let mut request =
-            Request::new(stream::once(async { create }).chain(stream::pending::<WatchRequest>()));
+        // The stream of requests stays open for as long as the watch does, and no longer: one that
+        // never ended would keep the watch alive at the member after it was dropped here.
+        let (alive, dropped) = oneshot::channel::<()>();
+        let requests = stream::once(async { create })
+            .chain(stream::pending::<WatchRequest>())
+            .take_until(dropped);
+        let mut request = Request::new(requests);
         // A member without a leader ends the stream instead of falling silent.
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
         let mut client =
@@ -184,7 +191,14 @@ impl Watch {
             Ok(Ok(response)) => {
                 let stream = response.into_inner();
                 let watch_over = self.client.clone().watch_over(index).boxed();
-                self.open = Some(Open { member: index, stream, lost, watch_over, _slot: slot });
+                self.open = Some(Open {
+                    member: index,
+                    stream,
+                    lost,
+                    watch_over,
+                    _slot: slot,
+                    _alive: alive,
+                });
                 Ok(())
             }
             Ok(Err(status)) if classify(&status) == Outcome::Refused => Err(refused(&status)),

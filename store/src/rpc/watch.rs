@@ -3,11 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use futures::{Stream, StreamExt as _};
+use futures::stream::{self, Stream, StreamExt as _};
 use store_proto::etcdserverpb::watch_server::Watch;
 use store_proto::etcdserverpb::{WatchRequest, WatchResponse};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::error::RequestError;
 use crate::member::Member;
 use crate::watch::watch;
 
@@ -24,7 +25,13 @@ impl WatchServer {
         let member = Arc::clone(&self.0);
         let history = Arc::new(self.0.state.clone());
         let responses = watch(&self.0.hub, history, requests, move || member.header())?;
-        Ok(responses.boxed())
+        // Watches never end by themselves: a member that stops says so, and its clients go on
+        // elsewhere at once.
+        let stop = self.0.stop.clone();
+        let until_stopped = responses.take_until(stop.clone().cancelled_owned());
+        let farewell = stream::once(async move { stop.is_cancelled() })
+            .filter_map(async |stopped| stopped.then(|| Err(Status::from(RequestError::Stopped))));
+        Ok(until_stopped.chain(farewell).boxed())
     }
 }
 
