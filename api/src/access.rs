@@ -135,7 +135,13 @@ impl<K: Object> Api<K> {
                 set_revision(&mut object, revision);
                 Ok(object)
             }
-            Swap::Changed(_) => Err(Error::AlreadyExists { kind: K::kind().plural, key }),
+            Swap::Changed(found) => {
+                // The uid is nobody else's: if it is there, an attempt whose answer was lost had
+                // created the object, and whoever was quick has changed it since.
+                let ours = found.and_then(|kv| decode::<K>(&kv).ok());
+                ours.filter(|stored| stored.uid() == object.uid())
+                    .ok_or(Error::AlreadyExists { kind: K::kind().plural, key })
+            }
         }
     }
 
