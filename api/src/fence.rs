@@ -23,11 +23,44 @@ pub(crate) fn is_open(uid: &str) -> Compare {
 }
 
 /// Keeps what is still under way of a creation from being carried out.
+///
+/// # Errors
+/// Always [`Error::Ambiguous`], as it is said of the creation: that may have been carried out, or
+/// may be yet, even where the fence was certainly not put up.
 pub(crate) async fn put_up(client: &Client, uid: &str) -> Result<(), Error> {
+    try_put_up(client, uid).await.map_err(of_the_creation)
+}
+
+async fn try_put_up(client: &Client, uid: &str) -> Result<(), Error> {
     let lease = client.lease_grant(LeaseGrantRequest { ttl: FENCE_SECONDS, id: 0 }).await?.id;
     let key = format!("{FENCES}/{uid}").into();
     let put = PutRequest { key, lease, ..PutRequest::default() };
     let put = RequestOp { request: Some(request_op::Request::RequestPut(put)) };
     client.txn_guarded(TxnRequest { success: vec![put], ..TxnRequest::default() }).await?;
     Ok(())
+}
+
+/// What a fence that could not be put up means for the creation.
+fn of_the_creation(error: Error) -> Error {
+    tracing::debug!(%error, "no fence against a late attempt at a creation");
+    match error {
+        Error::Unavailable { source, .. } | Error::Ambiguous { source } => {
+            Error::Ambiguous { source }
+        }
+        _ => Error::Ambiguous { source: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_creation_without_its_fence_may_have_been_carried_out() {
+        let unavailable = Error::Unavailable { endpoints: "http://a:1".into(), source: None };
+        for error in [unavailable, Error::Protocol("no lease"), Error::Ambiguous { source: None }] {
+            let error = of_the_creation(error);
+            assert!(matches!(error, Error::Ambiguous { source: None }), "{error:?}");
+        }
+    }
 }
