@@ -221,24 +221,29 @@ impl<K: Object> Cache<K> {
             let changed = known.is_none_or(|old| old.revision() != new.revision());
             changed.then_some((key, Some(new)))
         }));
-        if state.synced {
-            state.apply(changes);
+        let told = state.set_all(changes);
+        self.progress_to(revision);
+        if std::mem::replace(&mut state.synced, true) {
+            state.tell(|pending| pending.add(&told));
         } else {
-            state.synced = true;
-            for (key, new) in changes {
-                state.set(&key, new.as_ref());
-            }
             state.tell(|pending| pending.resync = true);
         }
-        drop(state);
-        self.shared.progress.send_modify(|progress| progress.revision = revision);
     }
 
     /// Takes over changes, in order.
     pub(crate) fn apply(&self, changes: Vec<(ObjectKey, Option<Arc<K>>)>, revision: i64) {
-        if !changes.is_empty() {
-            self.shared.state.write().apply(changes);
+        if changes.is_empty() {
+            return self.progress_to(revision);
         }
+        let mut state = self.shared.state.write();
+        let told = state.set_all(changes);
+        self.progress_to(revision);
+        state.tell(|pending| pending.add(&told));
+    }
+
+    /// Moves the revision: after the objects, which [`Self::reached`] promises, and before the
+    /// notices, so that whoever is told of a change finds the cache to have seen it.
+    fn progress_to(&self, revision: i64) {
         self.shared.progress.send_modify(|progress| progress.revision = revision);
     }
 
@@ -277,7 +282,8 @@ impl<K: Object> State<K> {
         old
     }
 
-    fn apply(&mut self, changes: Vec<(ObjectKey, Option<Arc<K>>)>) {
+    /// Sets objects to their new states, in order, and gives back what is to be told of it.
+    fn set_all(&mut self, changes: Vec<(ObjectKey, Option<Arc<K>>)>) -> Vec<Change<K>> {
         let mut told = Vec::with_capacity(changes.len());
         for (key, new) in changes {
             let old = self.set(&key, new.as_ref());
@@ -285,7 +291,7 @@ impl<K: Object> State<K> {
                 told.push(Change { key, old, new });
             }
         }
-        self.tell(|pending| pending.add(&told));
+        told
     }
 
     fn tell(&mut self, mut what: impl FnMut(&mut Pending<K>)) {
@@ -340,6 +346,7 @@ fn group<K>(index: &BTreeMap<String, Group<K>>, name: &str) -> Vec<Arc<K>> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicI64, Ordering};
 
     use futures::FutureExt as _;
     use k8s_openapi::api::core::v1::{Pod, PodSpec};
@@ -437,6 +444,38 @@ mod tests {
         assert_eq!(cache.reached(5).now_or_never(), Some(false));
         assert_eq!(notice(&mut subscription), None);
         assert_eq!(notice(&mut cache.subscribe()), Some(Notice::Resync));
+    }
+
+    #[test]
+    fn whoever_is_told_finds_the_revision_moved() {
+        let cache = Cache::new();
+        let told_at = |tell: &dyn Fn()| {
+            let mut subscription = cache.subscribe();
+            subscription.next().now_or_never();
+            let at = Arc::new(AtomicI64::new(0));
+            let waker = Arc::new(ReadsRevision { cache: cache.clone(), at: Arc::clone(&at) });
+            let waker = std::task::Waker::from(waker);
+            let mut context = std::task::Context::from_waker(&waker);
+            let mut next = std::pin::pin!(subscription.next());
+            assert!(next.as_mut().poll(&mut context).is_pending());
+            tell();
+            at.load(Ordering::SeqCst)
+        };
+        assert_eq!(told_at(&|| cache.replace(vec![pod("a", 3)], 4)), 4);
+        assert_eq!(told_at(&|| cache.apply(vec![(key("b"), Some(Arc::new(pod("b", 5))))], 5)), 5);
+        assert_eq!(told_at(&|| cache.replace(Vec::new(), 6)), 6);
+    }
+
+    /// Reads the revision of a cache at the moment when a task is woken.
+    struct ReadsRevision {
+        cache: Cache<Pod>,
+        at: Arc<AtomicI64>,
+    }
+
+    impl std::task::Wake for ReadsRevision {
+        fn wake(self: Arc<Self>) {
+            self.at.store(self.cache.revision(), Ordering::SeqCst);
+        }
     }
 
     #[test]
