@@ -5,7 +5,7 @@
 //! | ReplicaSet | sets, pods | creates and deletes pods until there are as many as wanted |
 //! | scheduler | pods, nodes | binds pods to nodes |
 //! | node lifecycle | nodes, leases | marks nodes that are not heard of |
-//! | garbage | sets, pods | deletes pods whose owners are gone |
+//! | garbage | sets, pods, nodes | deletes pods whose owners or nodes are gone |
 //!
 //! All of them are built alike. Informers keep caches like the store; changes become keys in a
 //! queue; workers take a key, decide with a pure function what is to be done about it as things
@@ -73,7 +73,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         pod_cache.clone(),
         StdRng::from_os_rng(),
     );
-    let garbage = garbage::GarbageCollector::new(&store, set_cache, pod_cache.clone());
+    let garbage =
+        garbage::GarbageCollector::new(&store, set_cache, pod_cache.clone(), node_cache.clone());
     let scheduler = scheduler::Scheduler::new(&store, pod_cache, node_cache.clone());
     let node_lifecycle = node_lifecycle::NodeLifecycle::new(
         &store,

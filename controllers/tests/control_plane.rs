@@ -183,6 +183,24 @@ async fn a_pod_without_a_node_says_why_until_there_is_one() {
 }
 
 #[tokio::test]
+async fn a_pod_on_a_node_that_does_not_exist_can_be_deleted() {
+    let Some(mut cluster) = Cluster::start(1).await else { return };
+    let _controllers = cluster.controllers().await;
+    let silent = cluster.node("silent").await;
+    silent.abort();
+    for (name, node) in [("held", "silent"), ("stranded", "nowhere")] {
+        let pod = cluster.create_pod_on(name, node).await;
+        cluster.pods().delete(&pod.key(), &DeleteOptions::default()).await.unwrap();
+    }
+    let gone = async |name: &str| cluster.pods().find(&key(name)).await.unwrap().is_none();
+    cluster.until("the pod without a node is gone", async || gone("stranded").await).await;
+    assert!(!gone("held").await, "its node is there, and so may its containers be");
+
+    cluster.nodes().delete(&ObjectKey::cluster("silent"), &DeleteOptions::default()).await.unwrap();
+    cluster.until("the other one goes with its node", async || gone("held").await).await;
+}
+
+#[tokio::test]
 async fn a_silent_node_gets_no_pods() {
     let Some(mut cluster) = Cluster::start(1).await else { return };
     let _controllers = cluster.controllers().await;

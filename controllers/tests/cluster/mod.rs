@@ -179,6 +179,13 @@ impl Cluster {
         self.pods().create(pod).await.expect("a new pod")
     }
 
+    /// A pod that is bound to a node as it is created, whether or not that exists.
+    pub(crate) async fn create_pod_on(&self, name: &str, node: &str) -> Pod {
+        let spec = PodSpec { node_name: Some(node.to_owned()), ..pod_spec() };
+        let pod = Pod { metadata: named("default", name), spec: Some(spec), status: None };
+        self.pods().create(pod).await.expect("a new pod")
+    }
+
     /// All pods, whatever their state.
     pub(crate) async fn all_pods(&self) -> Vec<Pod> {
         self.pods().list(&Scope::All).await.expect("etcd answers").items
