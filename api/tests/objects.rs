@@ -15,6 +15,7 @@ use serde_json::json;
 use store_client::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
 use store_client::{Client, ClientConfig, request};
 use support::{api, object, pod, until};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -424,4 +425,33 @@ async fn lost_answers_are_found_out() {
     let left = api::<Pod>(&[etcd.url()]).list(&Scope::All).await.unwrap().items;
     assert_eq!(left.iter().map(|pod| pod.uid().to_owned()).collect::<BTreeSet<_>>(), uids);
     assert_eq!(keys(&raw(&etcd), "/registry/miniku/node-pods/").await.len(), uids.len());
+}
+
+/// A creation is carried out, its answer is lost, and a controller has written the status before
+/// it is tried again.
+#[tokio::test]
+async fn a_creation_is_known_by_its_uid_when_its_answer_is_lost() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let proxy = Proxy::start(etcd.addr()).await;
+    let (pods, direct) = (api::<Pod>(&[proxy.url()]), api::<Pod>(&[etcd.url()]));
+    proxy.mute();
+    let meanwhile = async {
+        let there = || async { direct.find(&key("web")).await.unwrap().is_some() };
+        until("the pod is there", there).await;
+        let report = |pod: &mut Pod| {
+            pod.status.get_or_insert_default().message = Some("seen".to_owned());
+            Ok(())
+        };
+        let reported = direct.modify_status(&key("web"), report).await.unwrap();
+        proxy.cut();
+        let addr = proxy.url().trim_start_matches("http://").to_owned();
+        let refused = || async { TcpStream::connect(&addr).await.is_err() };
+        until("the answer is lost", refused).await;
+        proxy.restore();
+        reported
+    };
+    let (created, reported) = tokio::join!(pods.create(pod("web")), meanwhile);
+    assert_eq!(created.unwrap(), reported);
+    let again = direct.create(pod("web")).await.unwrap_err();
+    assert!(matches!(again, Error::AlreadyExists { .. }), "{again:?}");
 }

@@ -179,6 +179,8 @@ enum Mode {
     Pass,
     /// They stay, and nothing gets through.
     Stall,
+    /// They stay, and only what the client sends gets through.
+    Mute,
     /// They break, and new ones are refused.
     Cut,
 }
@@ -218,7 +220,12 @@ impl Proxy {
         self.mode.send_replace(Mode::Stall);
     }
 
-    /// Ends [`Self::cut`] or [`Self::stall`].
+    /// Lets requests through, and keeps the answers.
+    pub fn mute(&self) {
+        self.mode.send_replace(Mode::Mute);
+    }
+
+    /// Ends [`Self::cut`], [`Self::stall`] or [`Self::mute`].
     pub fn restore(&self) {
         self.mode.send_replace(Mode::Pass);
     }
@@ -271,15 +278,20 @@ async fn hand_on(client: TcpStream, server: SocketAddr, mode: watch::Receiver<Mo
     let ((from_client, to_client), (from_server, to_server)) =
         (client.into_split(), server.into_split());
     tokio::select! {
-        () = copy(from_client, to_server, mode.clone()) => {}
-        () = copy(from_server, to_client, mode) => {}
+        () = copy(from_client, to_server, mode.clone(), &[Mode::Pass, Mode::Mute]) => {}
+        () = copy(from_server, to_client, mode, &[Mode::Pass]) => {}
     }
 }
 
-async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut mode: watch::Receiver<Mode>) {
+async fn copy(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+    while_in: &[Mode],
+) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(bytes @ 1..) = from.read(&mut buffer).await {
-        if mode.wait_for(|mode| *mode == Mode::Pass).await.is_err()
+        if mode.wait_for(|mode| while_in.contains(mode)).await.is_err()
             || to.write_all(&buffer[..bytes]).await.is_err()
         {
             return;
