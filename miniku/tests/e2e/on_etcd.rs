@@ -2,7 +2,7 @@
 //! our store, with the same end.
 
 use crate::support::control_plane::ControlPlane;
-use crate::support::flat::{pods, pods_are_gone, pods_run, replicaset, spread};
+use crate::support::flat::{FlatPod, pods, pods_are_gone, pods_run, replicaset, spread};
 use crate::support::prerequisites::{Need, have};
 use crate::support::scratch::Scratch;
 use crate::support::store::{Kind, Store};
@@ -67,9 +67,8 @@ async fn story(kind: Kind) {
     plane.apiserver.kill();
     plane.apiserver.start_again();
     wait_for("the apiserver is back", async || pods(&api, "").await).await;
-    let names = |pods: &[crate::support::flat::FlatPod]| -> Vec<String> {
-        pods.iter().map(|pod| pod.name.clone()).collect()
-    };
+    let names =
+        |pods: &[FlatPod]| -> Vec<String> { pods.iter().map(|pod| pod.name.clone()).collect() };
     assert_eq!(names(&pods_run(&api, "web-", 8).await), names(&eight));
 
     // A node that falls silent gets no new pods.

@@ -18,7 +18,6 @@ pub(crate) struct Process {
     pub(crate) name: String,
     program: OsString,
     arguments: Vec<OsString>,
-    environment: Vec<(&'static str, &'static str)>,
     output: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -37,8 +36,6 @@ impl Process {
             name: name.to_owned(),
             program: program.into(),
             arguments: arguments.into_iter().map(Into::into).collect(),
-            // Only etcdctl reads it: version 3.4 speaks the old protocol unless asked.
-            environment: vec![("ETCDCTL_API", "3"), ("NO_COLOR", "1")],
             output: scratch.path(&format!("{name}.out")),
             log: scratch.path(&format!("{name}.log")),
             child: None,
@@ -55,7 +52,8 @@ impl Process {
         };
         let child = Command::new(&self.program)
             .args(&self.arguments)
-            .envs(self.environment.iter().copied())
+            // Of no meaning to others than etcdctl, which speaks an older protocol up to 3.3 unless asked.
+            .env("ETCDCTL_API", "3")
             .stdin(Stdio::null())
             .stdout(append(&self.output))
             .stderr(append(&self.log))

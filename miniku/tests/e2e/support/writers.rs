@@ -205,3 +205,42 @@ impl History {
         moments.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 }
+
+/// A check that cannot fail proves nothing.
+#[test]
+fn every_broken_promise_is_found() {
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let attempt = |key: &str, called: u64, revision: Option<i64>| Attempt {
+        key: format!("{PREFIX}{key}"),
+        value: key.to_owned(),
+        called: at(called),
+        returned: at(called + 5),
+        revision,
+    };
+    let stored = |key: &str, value: &str, version: i64, mod_revision: i64| KeyValue {
+        key: format!("{PREFIX}{key}").into(),
+        value: value.to_owned().into(),
+        version,
+        mod_revision,
+        ..Default::default()
+    };
+    let finds = |attempts: &[Attempt], stored: &[KeyValue]| {
+        let history = History { attempts: attempts.to_vec() };
+        std::panic::catch_unwind(|| history.check(stored)).is_err()
+    };
+    let (a, b) = (attempt("a", 0, Some(2)), attempt("b", 10, Some(3)));
+    let unknown = attempt("c", 20, None);
+    let good = [stored("a", "a", 1, 2), stored("b", "b", 1, 3)];
+    let all = [a.clone(), b, unknown];
+    assert!(!finds(&all, &good), "a write of unknown outcome may be missing");
+    assert!(!finds(&all, &[&good[..], &[stored("c", "c", 1, 4)]].concat()), "or be there");
+
+    assert!(finds(&all, &good[..1]), "lost");
+    assert!(finds(&all, &[good[0].clone(), stored("b", "other", 1, 3)]), "changed");
+    assert!(finds(&all, &[good[0].clone(), stored("b", "b", 2, 3)]), "written twice");
+    assert!(finds(&all, &[good[0].clone(), stored("b", "b", 1, 4)]), "at another revision");
+    assert!(finds(&all, &[&good[..], &[stored("z", "z", 1, 4)]].concat()), "written by nobody");
+    let late = attempt("b", 10, Some(1));
+    assert!(finds(&[a, late], &[good[0].clone(), stored("b", "b", 1, 1)]), "back in time");
+}
