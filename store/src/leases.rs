@@ -7,13 +7,16 @@ use store_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse,
 };
 use store_proto::peer;
+use store_proto::peer::Command;
 use store_proto::peer::command::Op;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::error::RequestError;
 use crate::member::Member;
 use crate::mvcc::Outcome;
+use crate::proposals::NOBODY_WAITS;
+use crate::proposer;
+use crate::raft::types::Batch;
 
 /// Shorter leases are raised to this: with etcd's default timings, one and a half elections,
 /// rounded up.
@@ -131,9 +134,11 @@ pub(crate) async fn follow_leadership(member: Arc<Member>) {
             member.leases.follow();
         } else if led_term != Some(now.term) {
             led_term = Some(now.term);
+            // First the clock, then the leases: what is applied in between is heard of as well.
+            member.leases.lead(now.term);
             let leases = member.mvcc.leases();
             let ttls = leases.iter().map(|lease| (lease.id, lease.ttl_seconds));
-            member.leases.lead(ttls, Instant::now());
+            member.leases.granted_before(ttls, Instant::now());
         }
         if leadership.changed().await.is_err() {
             return;
@@ -141,22 +146,19 @@ pub(crate) async fn follow_leadership(member: Arc<Member>) {
     }
 }
 
-/// Proposes the revocation of what has expired, while this member leads. Never ends.
+/// Proposes the revocation of what has expired, while this member leads and in its own term only:
+/// what another leader finds in its log must not be this one's idea of time. Never ends.
 pub(crate) async fn revoke_expired(member: Arc<Member>) {
     let mut interval = tokio::time::interval(EXPIRY_INTERVAL);
-    let mut revocations = JoinSet::new();
     loop {
         interval.tick().await;
-        while revocations.try_join_next().is_some() {}
-        for id in member.leases.expired(Instant::now()) {
-            let member = Arc::clone(&member);
-            revocations.spawn(async move {
-                match member.lease_revoke(id).await {
-                    Ok(_) => tracing::debug!(lease = id, "revoked an expired lease"),
-                    // Somebody else was faster, or it comes up again.
-                    Err(error) => tracing::debug!(lease = id, %error, "an expired lease stays"),
-                }
-            });
-        }
+        let Some((term, expired)) = member.leases.expired(Instant::now()) else { continue };
+        tracing::debug!(term, count = expired.len(), "revoking expired leases");
+        let revoke =
+            |id| Command { id: NOBODY_WAITS, op: Some(Op::LeaseRevoke(LeaseRevokeRequest { id })) };
+        let batch = Batch::new(expired.into_iter().map(revoke).collect());
+        // Whatever becomes of it: a lease that still stands comes up again.
+        let proposed = proposer::lead(&member, term, batch);
+        let _ = tokio::time::timeout(member.request_timeout, proposed).await;
     }
 }

@@ -159,8 +159,11 @@ impl Member {
         Some(read.log_id().index())
     }
 
-    /// Waits until the entry at `index` is applied here; false when this member is ending.
+    /// Waits until the entry at `index` is applied here; false when that takes too long. The index may
+    /// be one that a leader gave that died, and whose entry no later leader has.
     pub(crate) async fn wait_for_applied(&self, index: u64) -> bool {
-        self.applied_index.clone().wait_for(|applied| *applied >= index).await.is_ok()
+        let mut applied = self.applied_index.clone();
+        let reached = applied.wait_for(|applied| *applied >= index);
+        tokio::time::timeout(READ_ROUND_TIMEOUT, reached).await.is_ok_and(|reached| reached.is_ok())
     }
 }

@@ -35,6 +35,9 @@ const BATCH_COMMANDS: usize = 1024;
 /// Bytes that share one log entry, unless a single write is larger.
 const BATCH_BYTES: usize = 1 << 20;
 
+/// The id of a command whose answer nobody waits for.
+pub(crate) const NOBODY_WAITS: u64 = 0;
+
 /// What a write comes to.
 pub(crate) type Answer = Result<Outcome, RequestError>;
 
@@ -63,7 +66,11 @@ impl Proposals {
     /// `first_id` must differ from run to run and from member to member: it is random. At most
     /// `limit` writes wait at once.
     pub(crate) fn new(first_id: u64, limit: usize) -> Self {
-        let waiting = Waiting { next_id: first_id, by_id: HashMap::new(), queue: VecDeque::new() };
+        let waiting = Waiting {
+            next_id: first_id.max(NOBODY_WAITS + 1),
+            by_id: HashMap::new(),
+            queue: VecDeque::new(),
+        };
         Self { waiting: Mutex::new(waiting), queued: Notify::new(), limit }
     }
 
@@ -77,7 +84,7 @@ impl Proposals {
                 return Err(RequestError::TooManyRequests);
             }
             let id = waiting.next_id;
-            waiting.next_id = id.wrapping_add(1);
+            waiting.next_id = id.wrapping_add(1).max(NOBODY_WAITS + 1);
             let command = Command { id, op: Some(op) };
             waiting.by_id.insert(id, Proposal { command, answer, sent_in: None });
             waiting.queue.push_back(id);
@@ -93,7 +100,8 @@ impl Proposals {
     }
 
     fn reason_for_timeout(&self, id: u64) -> RequestError {
-        match self.waiting.lock().by_id.get(&id) {
+        // It is taken away under the same lock: what was never sent never will be.
+        match self.waiting.lock().by_id.remove(&id) {
             Some(proposal) if proposal.sent_in.is_none() => RequestError::NoLeader,
             _ => RequestError::Timeout,
         }
@@ -337,7 +345,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_is_bounded_in_bytes_but_takes_one_large_write() {
-        let proposals = Arc::new(Proposals::new(0, 100));
+        let proposals = Arc::new(Proposals::new(1, 100));
         let large = |bytes: usize| {
             let value = vec![0; bytes].into();
             command::Op::Put(PutRequest { key: "k".into(), value, ..PutRequest::default() })

@@ -55,8 +55,9 @@ pub(crate) async fn run(member: Arc<Member>) {
                 forward(&member, term, leader, batch).await
             };
             if submitted == Submitted::Refused {
-                tokio::time::sleep(RETRY_PAUSE).await;
                 member.proposals.refused(term, &ids);
+                // Holding its slot, so that a leader that refuses is not asked without a pause.
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
             drop(slot);
         });

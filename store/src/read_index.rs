@@ -44,7 +44,7 @@ impl ReadIndex {
     }
 }
 
-/// Confirms reads, round by round, for as long as the state moves on.
+/// Confirms reads, round by round. Never ends.
 pub(crate) async fn run(member: Arc<Member>) {
     loop {
         member.reads.asked.notified().await;
@@ -52,7 +52,7 @@ pub(crate) async fn run(member: Arc<Member>) {
         while !reads.is_empty() {
             if let Some(index) = member.confirmed_index().await {
                 if !member.wait_for_applied(index).await {
-                    return;
+                    continue;
                 }
                 for read in reads.drain(..) {
                     // Whoever asked may have gone away.

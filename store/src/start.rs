@@ -34,7 +34,7 @@ use crate::watch::{WatchHub, WatchLimits};
 use crate::{housekeeping, leases, proposer, read_index};
 
 /// Entries that stay in the log behind a snapshot, for followers that are a little behind.
-const LOG_ENTRIES_KEPT: u64 = 4096;
+const LOG_ENTRIES_KEPT: u64 = 256;
 /// How many entries a follower may be behind before it is sent a snapshot although the log still
 /// has them: never, as the log is the cheaper way.
 const REPLICATION_LAG: u64 = u64::MAX / 2;

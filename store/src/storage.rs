@@ -46,6 +46,8 @@ enum Failure {
          be replaced by a new one"
     )]
     Lost { reason: String, first_needed: u64 },
+    #[error("a damaged snapshot cannot be removed")]
+    Damaged(#[source] io::Error),
     #[error("opening the data was cut off")]
     CutOff(#[from] tokio::task::JoinError),
 }
@@ -112,7 +114,8 @@ fn rebuild(
             Ok(_) => break,
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
-                tracing::warn!(file = %file.path.display(), error, "a snapshot is not whole");
+                tracing::warn!(file = %file.path.display(), error, "a snapshot is not whole: removed");
+                std::fs::remove_file(&file.path).map_err(Failure::Damaged)?;
             }
         }
     }

@@ -7,7 +7,6 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use openraft::storage::{
@@ -21,6 +20,7 @@ use tokio::time::Instant;
 
 use super::snapshot_transfer::{SnapshotFile, blocking};
 use super::types::{Entry, LogId, StoredMembership, TypeConfig};
+use crate::error::RequestError;
 use crate::lease_clock::LeaseClock;
 use crate::mvcc::Outcome;
 use crate::proposals::Proposals;
@@ -32,7 +32,6 @@ use crate::watch::WatchHub;
 const ENTRIES_AT_ONCE: usize = 64;
 /// Applying waits while this much is not yet handed to the engine below.
 const PENDING_BYTES: usize = 64 << 20;
-const PENDING_POLL: Duration = Duration::from_millis(5);
 
 /// Everything that hears of an applied entry.
 pub(crate) struct Applier {
@@ -55,9 +54,9 @@ impl Applier {
             for (command, answer) in batch.commands().iter().zip(applied.results) {
                 match &answer {
                     Ok(Outcome::LeaseGrant(granted)) => {
-                        self.leases.renew(granted.id, granted.ttl, now);
+                        self.leases.granted(granted.id, granted.ttl, now);
                     }
-                    Ok(Outcome::LeaseRevoke(_)) => {
+                    Ok(Outcome::LeaseRevoke(_)) | Err(RequestError::LeaseNotFound) => {
                         if let Some(store_proto::peer::command::Op::LeaseRevoke(revoke)) =
                             &command.op
                         {
@@ -109,8 +108,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut chunks = entries.ready_chunks(ENTRIES_AT_ONCE);
         while let Some(chunk) = chunks.next().await {
+            // At the start of a member nobody else writes behind yet, so it is done here.
             while self.applier.storage.mvcc.pending_bytes() > PENDING_BYTES {
-                tokio::time::sleep(PENDING_POLL).await;
+                let mvcc = self.applier.storage.mvcc.clone();
+                blocking(move || mvcc.write_behind().map(drop).map_err(io::Error::other)).await?;
             }
             let chunk: Vec<(Entry, Option<ApplyResponder<TypeConfig>>)> =
                 chunk.into_iter().collect::<io::Result<_>>()?;
@@ -160,9 +161,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
         let snapshots = self.applier.storage.snapshots.clone();
         blocking(move || {
-            let Some(file) = snapshots.newest().map_err(io::Error::other)? else { return Ok(None) };
-            let reader = SnapshotReader::open(&file.path).map_err(io::Error::other)?;
-            Ok(Some(for_openraft(reader.meta().clone(), file.path)))
+            let files = snapshots.list().map_err(io::Error::other)?;
+            // One that is damaged does not hide an older one that is whole.
+            let readable = files.into_iter().find_map(|file| {
+                let reader = SnapshotReader::open(&file.path).ok()?;
+                Some(for_openraft(reader.meta().clone(), file.path))
+            });
+            Ok(readable)
         })
         .await
     }

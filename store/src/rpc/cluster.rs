@@ -35,9 +35,10 @@ impl Cluster for ClusterServer {
         let members = membership.nodes().map(|(id, node)| {
             // A member that has not been up yet is listed by what the cluster was started with.
             let told = attributes.remove(id).unwrap_or_default();
+            let name = if told.name.is_empty() { node.name.clone() } else { told.name };
             MemberMessage {
                 id: *id,
-                name: told.name,
+                name,
                 peer_ur_ls: node.peer_urls.clone(),
                 client_ur_ls: told.client_urls,
                 is_learner: !voters.contains(id),

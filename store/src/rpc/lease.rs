@@ -79,6 +79,8 @@ impl Lease for LeaseServer {
             response.ttl = remaining.ttl_seconds;
             response.granted_ttl = remaining.granted_ttl_seconds;
             if request.keys {
+                // The leader told the time; the keys are this member's, so it has to be up to date.
+                self.0.linearize().await?;
                 response.keys = self.0.mvcc.lease_keys(request.id);
             }
         }

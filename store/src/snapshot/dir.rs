@@ -60,6 +60,7 @@ impl SnapshotDir {
     }
 
     /// The newest snapshot, if there is one.
+    #[cfg(test)]
     pub(crate) fn newest(&self) -> Result<Option<StoredSnapshot>, SnapshotError> {
         Ok(self.list()?.into_iter().next())
     }
