@@ -17,6 +17,9 @@ use crate::error::RequestError;
 /// How many operations a transaction may have: the largest of compares, success and failure, and
 /// those of nested ones on top. etcd's default.
 const MAX_TXN_OPS: usize = 128;
+/// How deep transactions may be nested. Decoding stops at a depth of 100 messages, three for each
+/// level with the log's own around them: what is deeper could be written, but never read again.
+const MAX_TXN_DEPTH: usize = 16;
 
 /// Checks a Range.
 pub(crate) fn check_range(request: &RangeRequest) -> Result<(), RequestError> {
@@ -49,14 +52,19 @@ pub(crate) fn check_delete_range(request: &DeleteRangeRequest) -> Result<(), Req
 
 /// Checks a Txn with everything in it.
 pub(crate) fn check_txn(request: &TxnRequest) -> Result<(), RequestError> {
-    check_operations(request, MAX_TXN_OPS)?;
+    check_operations(request, MAX_TXN_OPS, MAX_TXN_DEPTH)?;
     for branch in [&request.success, &request.failure] {
         Writes::of_branch(branch)?;
     }
     Ok(())
 }
 
-fn check_operations(request: &TxnRequest, max_ops: usize) -> Result<(), RequestError> {
+fn check_operations(
+    request: &TxnRequest,
+    max_ops: usize,
+    max_depth: usize,
+) -> Result<(), RequestError> {
+    let depth_left = max_depth.checked_sub(1).ok_or(RequestError::TooManyOps)?;
     let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
     let left = max_ops.checked_sub(ops).ok_or(RequestError::TooManyOps)?;
     if request.compare.iter().any(|compare| compare.key.is_empty()) {
@@ -67,7 +75,7 @@ fn check_operations(request: &TxnRequest, max_ops: usize) -> Result<(), RequestE
             Some(Request::RequestRange(range)) => check_range(range),
             Some(Request::RequestPut(put)) => check_put(put),
             Some(Request::RequestDeleteRange(delete)) => check_delete_range(delete),
-            Some(Request::RequestTxn(nested)) => check_operations(nested, left),
+            Some(Request::RequestTxn(nested)) => check_operations(nested, left, depth_left),
             // etcd's answer to an operation that says nothing.
             None => Err(RequestError::KeyNotFound),
         }
@@ -135,7 +143,11 @@ fn deletes_any(deletes: &[KeyRange], puts: &BTreeSet<Bytes>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use store_proto::peer::Command;
+    use store_proto::peer::command::Op;
+
     use super::*;
+    use crate::raft::types::Batch;
 
     fn gets(count: usize) -> Vec<RequestOp> {
         let get = RangeRequest { key: Bytes::from_static(b"k"), ..RangeRequest::default() };
@@ -162,5 +174,20 @@ mod tests {
         for (number, (request, expected)) in cases.into_iter().enumerate() {
             assert_eq!(check_txn(&request), expected, "case {number}");
         }
+    }
+
+    #[test]
+    fn what_is_nested_as_deep_as_allowed_can_be_read_back_from_the_log() {
+        let nest = |levels: usize| {
+            (1..levels).fold(txn(gets(1)), |inner, _| {
+                txn(vec![RequestOp { request: Some(Request::RequestTxn(inner)) }])
+            })
+        };
+        assert_eq!(check_txn(&nest(MAX_TXN_DEPTH + 1)), Err(RequestError::TooManyOps));
+        let deepest = nest(MAX_TXN_DEPTH);
+        assert_eq!(check_txn(&deepest), Ok(()));
+        let command = Command { id: 1, op: Some(Op::Txn(deepest)) };
+        let batch = Batch::new(vec![command]);
+        assert!(Batch::decode(batch.encoded().clone()).is_ok());
     }
 }
