@@ -1,9 +1,10 @@
-//! Consensus: everything that knows openraft's traits lives below this module.
+//! Consensus: everything that implements openraft's traits lives below this module.
 //!
 //! | module                | is                                                        |
 //! |-----------------------|-----------------------------------------------------------|
 //! | [`types`]             | the types that openraft is configured with                 |
 //! | [`codec`]             | those types as messages, for the wire and the disk         |
+//! | [`log_store`]         | the log as openraft writes and reads it                    |
 //! | [`network`]           | the calls to other members                                 |
 //! | [`peer_service`]      | the answers to them                                        |
 //! | [`state_machine`]     | entries into the applied state, snapshots out of it        |
