@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Each crate with the crates of the project that it is built from. Nothing else is allowed.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("miniku", &["apiserver", "controllers", "kubelet", "store"]),
     ("apiserver", &["api"]),
     ("controllers", &["api"]),
@@ -16,6 +16,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
     ("api", &["store-client"]),
     ("store-client", &["store-proto"]),
     ("store", &["store-proto"]),
+    ("store-bench", &["store-proto"]),
     ("store-proto", &[]),
 ];
 
