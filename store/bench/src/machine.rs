@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use crate::load::Latencies;
 
-const SYNCS: usize = 200;
+/// Syncs in each look.
+const SYNCS: usize = 20;
 const SYNC_BYTES: usize = 4096;
 
 /// A line for below the table.
@@ -21,20 +22,18 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Looks at the machine, and measures how long `dir`'s file system takes to sync.
+    /// Looks at the machine, and at the file system that holds `dir`.
     pub(crate) fn look(dir: &Path) -> anyhow::Result<Self> {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let mut machine = Self {
+        Ok(Self {
             cores: std::thread::available_parallelism()?.get(),
             file_system: file_system(&mounts, &dir.canonicalize()?).unwrap_or("unknown").to_owned(),
             syncs: Vec::new(),
-        };
-        machine.look_again(dir)?;
-        Ok(machine)
+        })
     }
 
-    /// Measures the syncs once more: a disk may be another one at the end of the run.
-    pub(crate) fn look_again(&mut self, dir: &Path) -> anyhow::Result<()> {
+    /// Measures how long a sync takes at present: a disk may be another one at the end of the run.
+    pub(crate) fn measure_syncs(&mut self, dir: &Path) -> anyhow::Result<()> {
         self.syncs.extend(syncs(dir)?);
         Ok(())
     }

@@ -70,6 +70,7 @@ async fn run(options: &Options) -> anyhow::Result<()> {
         for round in 0..row.rounds(options) {
             let turns = if round % 2 == 0 { [&etcd, &ours] } else { [&ours, &etcd] };
             for system in turns {
+                machine.measure_syncs(dir.path())?;
                 let measured = row
                     .measure(system, dir.path(), options)
                     .await
@@ -79,7 +80,6 @@ async fn run(options: &Options) -> anyhow::Result<()> {
             }
         }
     }
-    machine.look_again(dir.path())?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{table}\n{machine}")?;
     Ok(())
