@@ -4,7 +4,13 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const PROTOS: [&str; 3] = ["proto/mvcc.proto", "proto/rpc.proto", "proto/peer.proto"];
+const PROTOS: [&str; 5] = [
+    "proto/mvcc.proto",
+    "proto/rpc.proto",
+    "proto/lock.proto",
+    "proto/election.proto",
+    "proto/peer.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -15,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .register_descriptors(&descriptors.encode_to_vec())?
         .preserve_proto_field_names()
         .ignore_unknown_fields()
-        .build(&[".mvccpb", ".etcdserverpb"])?;
+        .build(&[".mvccpb", ".etcdserverpb", ".v3lockpb", ".v3electionpb"])?;
 
     tonic_prost_build::configure()
         .bytes(".")

@@ -13,6 +13,7 @@ use store_proto::peer;
 use store_proto::peer::command::Op;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::error::RequestError;
 use crate::leadership::Leadership;
@@ -40,6 +41,8 @@ pub(crate) struct Member {
     pub(crate) request_timeout: Duration,
     /// Cancelled when the member is asked to stop.
     pub(crate) stop: CancellationToken,
+    /// What outlives the call that began it. It ends soon after `stop`.
+    pub(crate) tasks: TaskTracker,
     pub(crate) max_request_bytes: usize,
     pub(crate) raft: Raft,
     pub(crate) mvcc: Mvcc,

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, ConfigError, Settings};
 use crate::identity::{Identity, IdentityError};
@@ -130,6 +131,8 @@ impl Running {
                     tracing::warn!(%error, "a task of the store ended badly");
                 }
             }
+            self.member.tasks.close();
+            self.member.tasks.wait().await;
         };
         if tokio::time::timeout(Duration::from_secs(5), served).await.is_err() {
             tracing::warn!("some tasks of the store did not end in time");
@@ -298,6 +301,7 @@ async fn assemble(
         cluster_id: settings.cluster_id,
         request_timeout: config.request_timeout(),
         stop: CancellationToken::new(),
+        tasks: TaskTracker::new(),
         max_request_bytes: config.max_request_bytes,
         raft,
         state: Reads::new(mvcc.clone()),

@@ -15,6 +15,7 @@ mod etcdctl;
 mod failover;
 mod flat_api;
 mod gateway;
+mod locks;
 mod on_etcd;
 mod scripts;
 mod support;

@@ -21,13 +21,17 @@ use store_proto::etcdserverpb::kv_server::Kv as _;
 use store_proto::etcdserverpb::lease_server::Lease as _;
 use store_proto::etcdserverpb::maintenance_server::Maintenance as _;
 use store_proto::etcdserverpb::{LeaseKeepAliveRequest, WatchRequest};
+use store_proto::v3electionpb::election_server::Election as _;
+use store_proto::v3lockpb::lock_server::Lock as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status};
 
 use super::cluster::ClusterServer;
+use super::election::ElectionServer;
 use super::kv::KvServer;
 use super::lease::LeaseServer;
+use super::lock::LockServer;
 use super::maintenance::MaintenanceServer;
 use super::watch::WatchServer;
 use crate::member::Member;
@@ -55,6 +59,8 @@ pub(crate) fn router(member: &Arc<Member>) -> Router {
     let cluster = ClusterServer(Arc::clone(member));
     let maintenance = MaintenanceServer(Arc::clone(member));
     let watch = WatchServer(Arc::clone(member));
+    let lock = LockServer(Arc::clone(member));
+    let election = ElectionServer(Arc::clone(member));
     let keep_alive = {
         let lease = lease.clone();
         post(move |body: Bytes| keep_alive(lease.clone(), body))
@@ -83,6 +89,13 @@ pub(crate) fn router(member: &Arc<Member>) -> Router {
         .route("/v3/maintenance/defragment", unary!(maintenance, defragment))
         .route("/v3/maintenance/hash", unary!(maintenance, hash_kv))
         .route("/v3/maintenance/transfer-leadership", unary!(maintenance, move_leader))
+        .route("/v3/lock/lock", unary!(lock, lock))
+        .route("/v3/lock/unlock", unary!(lock, unlock))
+        .route("/v3/election/campaign", unary!(election, campaign))
+        .route("/v3/election/proclaim", unary!(election, proclaim))
+        .route("/v3/election/leader", unary!(election, leader))
+        .route("/v3/election/resign", unary!(election, resign))
+        .route("/v3/election/observe", post(move |body: Bytes| observe(election.clone(), body)))
         .layer(DefaultBodyLimit::max(JSON_OVERHEAD * member.max_request_bytes + JSON_EXTRA_BYTES))
         .route("/v3/watch", post(move |body: Body| watch_stream(watch.clone(), body)))
 }
@@ -197,6 +210,17 @@ async fn keep_alive(lease: LeaseServer, body: Bytes) -> Response {
         let lease = lease.clone();
         async move { lease.keep_alive(request.id).await }
     }))
+}
+
+async fn observe(election: ElectionServer, body: Bytes) -> Response {
+    let request = match parse(&body) {
+        Ok(request) => request,
+        Err(status) => return failure(&status),
+    };
+    match election.observe(Request::new(request)).await {
+        Ok(responses) => streamed(responses.into_inner()),
+        Err(status) => failure(&status),
+    }
 }
 
 /// A watch stream: requests are taken from the body as they come in; the end of the body does not

@@ -17,7 +17,11 @@ use store_proto::etcdserverpb::lease_server::LeaseServer as LeaseService;
 use store_proto::etcdserverpb::maintenance_server::MaintenanceServer as MaintenanceService;
 use store_proto::etcdserverpb::watch_server::WatchServer as WatchService;
 use store_proto::peer::peer_server::PeerServer as PeerService;
+use store_proto::v3electionpb::election_server::ElectionServer as ElectionService;
+use store_proto::v3lockpb::lock_server::LockServer as LockService;
 use tonic::service::Routes;
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer as HealthService};
 
 use crate::member::Member;
 use crate::raft::network::PEER_MESSAGE_BYTES;
@@ -25,16 +29,22 @@ use crate::raft::peer_service::PeerServer;
 
 mod authority;
 mod cluster;
+mod election;
 mod gateway;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
 pub(crate) mod serve;
+mod session;
 mod watch;
 
 /// The version of etcd whose API is spoken. Clients compare its digits.
 pub(crate) const ETCD_VERSION: &str = "3.5.21";
 const ETCD_CLUSTER_VERSION: &str = "3.5.0";
+
+/// The name that gRPC's health protocol gives to all services together.
+const WHOLE_SERVER: &str = "";
 
 /// gRPC's own framing and fields around a request of the largest size.
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
@@ -47,6 +57,8 @@ pub(crate) fn client_router(member: &Arc<Member>) -> Router {
     let lease = LeaseService::new(lease::LeaseServer(Arc::clone(member)));
     let cluster = ClusterService::new(cluster::ClusterServer(Arc::clone(member)));
     let maintenance = MaintenanceService::new(maintenance::MaintenanceServer(Arc::clone(member)));
+    let lock = LockService::new(lock::LockServer(Arc::clone(member)));
+    let election = ElectionService::new(election::ElectionServer(Arc::clone(member)));
     let health = {
         let member = Arc::clone(member);
         get(move || health(Arc::clone(&member)))
@@ -56,11 +68,25 @@ pub(crate) fn client_router(member: &Arc<Member>) -> Router {
         .add_service(lease)
         .add_service(cluster)
         .add_service(maintenance)
+        .add_service(lock)
+        .add_service(election.max_decoding_message_size(max_bytes))
+        .add_service(grpc_health(member))
         .into_axum_router()
         .merge(gateway::router(member))
         .route("/health", health)
         .route("/version", get(version))
         .fallback(unknown_path)
+}
+
+/// The health service of gRPC itself: "serving", until the member is asked to stop.
+fn grpc_health(member: &Member) -> HealthService<impl Health + use<>> {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    let stopped = member.stop.clone().cancelled_owned();
+    member.tasks.spawn(async move {
+        stopped.await;
+        reporter.set_service_status(WHOLE_SERVER, ServingStatus::NotServing).await;
+    });
+    service
 }
 
 /// What the other members reach.

@@ -194,6 +194,11 @@ impl Member {
         KvClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_LIMIT_BYTES)
     }
 
+    /// For the clients of other services.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     pub(crate) fn watch(&self) -> WatchClient<Channel> {
         WatchClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_LIMIT_BYTES)
     }
