@@ -185,7 +185,7 @@ impl Observer {
                 return Ok(());
             }
             let Some(kv) = event.kv else { continue };
-            let header = response.header.clone();
+            let header = response.header;
             if is_leader {
                 self.told.push_back(LeaderResponse { header, kv: Some(kv) });
             } else {

@@ -221,7 +221,7 @@ impl Session {
     ) -> Result<Option<ResponseHeader>, Status> {
         let waiting = async {
             if place.is_first {
-                return Ok(place.header.clone());
+                return Ok(place.header);
             }
             self.first(place).await?.map(Some).ok_or_else(|| unknown(expired))
         };
