@@ -38,6 +38,10 @@ pub(crate) struct Args {
     #[arg(long, default_value = "http://127.0.0.1:2380", value_name = "URL")]
     listen_peer_urls: String,
 
+    /// How long the store keeps old versions of objects; 0: for ever
+    #[arg(long, default_value = "5m", value_name = "TIME")]
+    auto_compaction_retention: String,
+
     /// How many nodes there are: node-1, node-2, …
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=100))]
     nodes: u16,
@@ -66,6 +70,7 @@ pub(crate) async fn start(args: Args, parts: &mut Parts) -> anyhow::Result<()> {
         listen_client_urls: args.listen_client_urls,
         listen_peer_urls: args.listen_peer_urls,
         initial_cluster: Some(INITIAL_CLUSTER.to_owned()),
+        auto_compaction_retention: args.auto_compaction_retention,
         ..config(&[])?
     })
     .await

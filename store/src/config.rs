@@ -7,6 +7,12 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::auto_compaction::{AutoCompactionMode, Retention};
+use crate::space::SpaceLimits;
+
+/// etcd's.
+const DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
+
 /// Flags of one store member.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
@@ -61,6 +67,25 @@ pub struct Config {
     /// Log bytes after which a snapshot is taken and the log behind it removed.
     #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
     pub snapshot_log_bytes: u64,
+
+    /// Bytes of keys and values after which writes that need room are refused, until there is room
+    /// again. 0: 2 GiB; negative: no limit.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "BYTES")]
+    pub quota_backend_bytes: i64,
+
+    /// Bytes that are left free on the disk of --data-dir: with less, the alarm NOSPACE is raised,
+    /// with a quarter of it the member ends. 0: the disk is not looked at.
+    #[arg(long, default_value_t = 128 << 20, value_name = "BYTES")]
+    pub disk_reserve_bytes: u64,
+
+    /// How --auto-compaction-retention is meant.
+    #[arg(long, value_enum, default_value = "periodic", value_name = "MODE")]
+    pub auto_compaction_mode: AutoCompactionMode,
+
+    /// How much history is kept, everything older is compacted: a time such as 5m (a bare number is
+    /// in hours), or with --auto-compaction-mode=revision a number of revisions. 0: all.
+    #[arg(long, default_value = "0", value_name = "RETENTION")]
+    pub auto_compaction_retention: String,
 }
 
 /// A flag whose value cannot be used.
@@ -77,6 +102,14 @@ pub enum ConfigError {
     /// A part of --initial-cluster that is not `NAME=URL`.
     #[error("--initial-cluster: `{0}` is not of the form NAME=URL")]
     InitialCluster(String),
+    /// A retention that cannot be read.
+    #[error("--auto-compaction-retention: `{value}`: {reason}")]
+    Retention {
+        /// What was given.
+        value: String,
+        /// What would do.
+        reason: &'static str,
+    },
     /// The same name twice in --initial-cluster with different meaning, or the same URL.
     #[error("--initial-cluster: `{0}` is given twice")]
     Duplicate(String),
@@ -111,6 +144,8 @@ pub(crate) struct Settings {
     pub(crate) listen_client: SocketAddr,
     pub(crate) listen_peer: SocketAddr,
     pub(crate) initial_members: Vec<InitialMember>,
+    pub(crate) space: SpaceLimits,
+    pub(crate) auto_compaction: Option<Retention>,
 }
 
 impl Config {
@@ -147,7 +182,27 @@ impl Config {
         let ids: Vec<String> =
             initial_members.iter().map(|member| format!("{:x}", member.id)).collect();
         let cluster_id = stable_hash(&[&self.initial_cluster_token, &ids.join(",")]);
-        Ok(Settings { member_id, cluster_id, listen_client, listen_peer, initial_members })
+        let retention = &self.auto_compaction_retention;
+        let auto_compaction = Retention::parse(self.auto_compaction_mode, retention)
+            .map_err(|reason| ConfigError::Retention { value: retention.clone(), reason })?;
+        Ok(Settings {
+            member_id,
+            cluster_id,
+            listen_client,
+            listen_peer,
+            initial_members,
+            space: self.space_limits(),
+            auto_compaction,
+        })
+    }
+
+    fn space_limits(&self) -> SpaceLimits {
+        let quota_bytes = match self.quota_backend_bytes {
+            0 => Some(DEFAULT_QUOTA_BYTES),
+            // Negative: no limit.
+            bytes => u64::try_from(bytes).ok(),
+        };
+        SpaceLimits { quota_bytes, reserve_bytes: self.disk_reserve_bytes }
     }
 
     fn initial_members(&self) -> Result<Vec<InitialMember>, ConfigError> {
@@ -228,6 +283,15 @@ mod tests {
     }
 
     #[test]
+    fn a_quota_of_0_is_the_default_and_a_negative_one_none() {
+        let quota = |bytes| {
+            let config = Config { quota_backend_bytes: bytes, ..three() };
+            config.check().unwrap().space.quota_bytes
+        };
+        assert_eq!([0, -1, 7].map(quota), [Some(2 << 30), None, Some(7)]);
+    }
+
+    #[test]
     fn bad_flags_are_named() {
         let cases = [
             (Config { name: "n9".into(), ..three() }, "--name: `n9`"),
@@ -240,6 +304,10 @@ mod tests {
             (Config { listen_client_urls: "2379".into(), ..three() }, "--listen-client-urls"),
             (Config { listen_peer_urls: "http://host".into(), ..three() }, "--listen-peer-urls"),
             (Config { election_timeout: 100, ..three() }, "--election-timeout"),
+            (
+                Config { auto_compaction_retention: "5y".into(), ..three() },
+                "--auto-compaction-retention: `5y`",
+            ),
         ];
         for (config, expected) in cases {
             let error = config.check().unwrap_err().to_string();

@@ -45,6 +45,12 @@ pub enum RequestError {
     /// A grant with an id that is taken.
     #[error("etcdserver: lease already exists")]
     LeaseExists,
+    /// A write that needs room while the alarm NOSPACE is raised, or that the quota has no room for.
+    #[error("etcdserver: mvcc: database space exceeded")]
+    NoSpace,
+    /// A write while the alarm CORRUPT is raised.
+    #[error("etcdserver: corrupt cluster")]
+    Corrupt,
     /// More proposals in flight than the limit.
     #[error("etcdserver: too many requests")]
     TooManyRequests,
@@ -77,7 +83,8 @@ impl RequestError {
             Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
             Self::LeaseNotFound => Code::NotFound,
             Self::LeaseExists => Code::FailedPrecondition,
-            Self::TooManyRequests => Code::ResourceExhausted,
+            Self::TooManyRequests | Self::NoSpace => Code::ResourceExhausted,
+            Self::Corrupt => Code::DataLoss,
             Self::NoLeader | Self::LeaderChanged | Self::Timeout | Self::Stopped => {
                 Code::Unavailable
             }

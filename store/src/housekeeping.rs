@@ -11,6 +11,7 @@ use crate::mvcc::{CompactStep, Mvcc};
 use crate::raft::log_store::LogStore;
 use crate::raft::snapshot_transfer::blocking;
 use crate::reads::Reads;
+use crate::start::Error;
 
 /// Between two looks at what is to be written behind.
 const WRITE_BEHIND_INTERVAL: Duration = Duration::from_millis(50);
@@ -20,7 +21,7 @@ const COMPACTION_INTERVAL: Duration = Duration::from_millis(100);
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Hands applied entries to the engine, a batch at a time. Ends when the engine fails.
-pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore) {
+pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore) -> Error {
     let mut interval = tokio::time::interval(WRITE_BEHIND_INTERVAL);
     let mut next_checkpoint = Instant::now() + CHECKPOINT_INTERVAL;
     loop {
@@ -31,8 +32,7 @@ pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore) {
             Ok(())
         });
         if let Err(error) = written.await {
-            tracing::error!(%error, "the state cannot be written");
-            return;
+            return Error::write("the state", error);
         }
         if Instant::now() >= next_checkpoint {
             checkpoint(&mvcc, &log).await;
@@ -58,7 +58,7 @@ pub(crate) async fn checkpoint(mvcc: &Mvcc, log: &LogStore) {
 }
 
 /// Removes what compactions left behind, in small steps. Ends when the engine fails.
-pub(crate) async fn compact(mvcc: Mvcc) {
+pub(crate) async fn compact(mvcc: Mvcc) -> Error {
     let mut interval = tokio::time::interval(COMPACTION_INTERVAL);
     loop {
         interval.tick().await;
@@ -68,8 +68,7 @@ pub(crate) async fn compact(mvcc: Mvcc) {
             Ok(())
         });
         if let Err(error) = steps.await {
-            tracing::error!(%error, "the state cannot be compacted");
-            return;
+            return Error::write("the state", error);
         }
     }
 }
@@ -101,7 +100,6 @@ pub(crate) async fn state_failure(state: Reads) {
 }
 
 /// Ends when the log can no longer be written: nothing may be acknowledged then.
-pub(crate) async fn log_failure(log: LogStore) {
-    let error = log.failed().await;
-    tracing::error!(%error, "the log cannot be written");
+pub(crate) async fn log_failure(log: LogStore) -> Error {
+    Error::write("the log", log.failed().await)
 }

@@ -1,6 +1,8 @@
 //! The store: an etcd-compatible, Raft-replicated key-value store with revisions, watches and leases.
 
+mod auto_compaction;
 mod config;
+mod defragment;
 mod engine;
 mod error;
 mod housekeeping;
@@ -17,13 +19,16 @@ mod read_index;
 mod reads;
 mod rpc;
 mod snapshot;
+mod space;
 mod start;
 mod storage;
 mod wal;
 mod watch;
 
+pub use auto_compaction::AutoCompactionMode;
 pub use config::{Config, ConfigError};
 pub use error::RequestError;
 pub use identity::IdentityError;
+pub use space::DiskFull;
 pub use start::{Error, Running, start};
 pub use storage::StorageError;

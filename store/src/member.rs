@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::error::RequestError;
 use crate::leadership::Leadership;
 use crate::lease_clock::LeaseClock;
-use crate::mvcc::{Mvcc, Outcome};
+use crate::mvcc::{Mvcc, Outcome, StateDir};
 use crate::proposals::Proposals;
 use crate::raft::network::{Network, Peer};
 use crate::raft::state_machine::StateMachine;
@@ -26,6 +26,7 @@ use crate::raft::types::{MemberNode, StoredMembership, TypeConfig};
 use crate::read_index::ReadIndex;
 use crate::reads::Reads;
 use crate::snapshot::SnapshotDir;
+use crate::space::Space;
 use crate::watch::WatchHub;
 
 /// openraft with our state machine.
@@ -56,6 +57,10 @@ pub(crate) struct Member {
     pub(crate) snapshots: SnapshotDir,
     pub(crate) snapshot_dir: PathBuf,
     pub(crate) network: Network,
+    pub(crate) space: Arc<Space>,
+    pub(crate) state_dir: Arc<StateDir>,
+    /// Whoever has it moves the state into fresh files.
+    pub(crate) defragmenting: Arc<tokio::sync::Mutex<()>>,
     pub(crate) peers: Mutex<HashMap<u64, (MemberNode, Peer)>>,
 }
 
@@ -75,8 +80,9 @@ impl Member {
         ResponseHeader { revision, ..self.header() }
     }
 
-    /// Has `op` carried out by the cluster.
+    /// Has `op` carried out by the cluster, unless there is no room for it.
     pub(crate) async fn propose(&self, op: Op) -> Result<Outcome, RequestError> {
+        self.check_room(&op).await?;
         self.proposals.propose(op, self.request_timeout).await
     }
 

@@ -30,9 +30,10 @@ use crate::raft::types::{MemberNode, TypeConfig};
 use crate::read_index::ReadIndex;
 use crate::reads::Reads;
 use crate::rpc;
+use crate::space::{DiskFull, Space};
 use crate::storage::{SNAPSHOT_DIR, Storage, StorageError};
 use crate::watch::{WatchHub, WatchLimits};
-use crate::{housekeeping, leases, proposer, read_index};
+use crate::{auto_compaction, housekeeping, leases, proposer, read_index, space};
 
 /// Entries that stay in the log behind a snapshot, for followers that are a little behind.
 const LOG_ENTRIES_KEPT: u64 = 256;
@@ -80,6 +81,20 @@ pub enum Error {
     /// The log or the state on disk cannot be used.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The disk has too little room to start, or to go on.
+    #[error(transparent)]
+    DiskFull(#[from] DiskFull),
+    /// What a member has to keep cannot be kept any more.
+    #[error("{what} cannot be written{hint}")]
+    Write {
+        /// The log, or the state.
+        what: &'static str,
+        /// What to do, after a colon; empty when nobody knows.
+        hint: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The log is gone, but the cluster remembers this member's votes.
     #[error(
         "member {member:x} has taken part in this cluster before, but {} holds no log: with an \
@@ -110,13 +125,17 @@ pub struct Running {
     log: LogStore,
     stop: CancellationToken,
     tasks: JoinSet<&'static str>,
+    reason: Reason,
 }
+
+/// Why a task ended that may not, if it could tell.
+type Reason = Arc<Mutex<Option<Error>>>;
 
 impl Running {
     /// Waits until a part of the member ends by itself: then the process has to.
     pub async fn join(&mut self) -> Error {
         match self.tasks.join_next().await {
-            Some(Ok(name)) => Error::TaskEnded(name),
+            Some(Ok(name)) => self.reason.lock().take().unwrap_or(Error::TaskEnded(name)),
             Some(Err(panic)) => Error::Raft(panic.to_string()),
             None => Error::TaskEnded("last task"),
         }
@@ -158,6 +177,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
 
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|source| Error::DataDir { path: config.data_dir.clone(), source })?;
+    space::check_disk(&config.data_dir, &settings.space)?;
     Identity::new(settings.cluster_id, settings.member_id).claim(&config.data_dir)?;
     let storage = Storage::open(&config.data_dir).await?;
     let log = storage.log.clone();
@@ -176,20 +196,25 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     known.map_err(|error| Error::Raft(error.to_string()))?;
 
     let stop = member.stop.clone();
-    let mut tasks = Tasks { set: JoinSet::new(), stop: stop.clone() };
+    let mut tasks = Tasks { set: JoinSet::new(), stop: stop.clone(), reason: Reason::default() };
     let raft = member.raft.clone();
     tasks.run("consensus", leadership::follow(raft, Arc::new(leadership_sender)));
     tasks.run("proposer", proposer::run(Arc::clone(&member)));
     tasks.run("read index", read_index::run(Arc::clone(&member)));
     tasks.run("lease clock", leases::follow_leadership(Arc::clone(&member)));
     tasks.run("lease expiry", leases::revoke_expired(Arc::clone(&member)));
-    tasks.run("write-behind", housekeeping::write_behind(member.mvcc.clone(), log.clone()));
-    tasks.run("compaction", housekeeping::compact(member.mvcc.clone()));
+    tasks.run_until("write-behind", housekeeping::write_behind(member.mvcc.clone(), log.clone()));
+    tasks.run_until("compaction", housekeeping::compact(member.mvcc.clone()));
     let snapshots =
         housekeeping::snapshots(Arc::clone(&member), log.clone(), config.snapshot_log_bytes);
     tasks.run("snapshots", snapshots);
-    tasks.run("log", housekeeping::log_failure(log.clone()));
+    tasks.run_until("log", housekeeping::log_failure(log.clone()));
     tasks.run("state", housekeeping::state_failure(member.state.clone()));
+    let disk = space::watch_over(Arc::clone(&member));
+    tasks.run_until("disk", async { disk.await.into() });
+    if let Some(retention) = settings.auto_compaction {
+        tasks.run("auto-compaction", auto_compaction::run(Arc::clone(&member), retention));
+    }
     let attributes = MemberAttributes {
         member_id: settings.member_id,
         name: config.name.clone(),
@@ -214,12 +239,21 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         revision = member.mvcc.current_revision(),
         "store member started"
     );
-    Ok(Running { client_addr, peer_addr, member, log, stop, tasks: tasks.set })
+    Ok(Running {
+        client_addr,
+        peer_addr,
+        member,
+        log,
+        stop,
+        tasks: tasks.set,
+        reason: tasks.reason,
+    })
 }
 
 struct Tasks {
     set: JoinSet<&'static str>,
     stop: CancellationToken,
+    reason: Reason,
 }
 
 impl Tasks {
@@ -234,6 +268,55 @@ impl Tasks {
             name
         });
     }
+
+    /// The same for work that can tell why it ended.
+    fn run_until(
+        &mut self,
+        name: &'static str,
+        work: impl Future<Output = Error> + Send + 'static,
+    ) {
+        let reason = Arc::clone(&self.reason);
+        self.run(name, async move {
+            let error = work.await;
+            reason.lock().get_or_insert(error);
+        });
+    }
+}
+
+impl Error {
+    /// For a file of `what` that cannot be written any more.
+    pub(crate) fn write(
+        what: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        let source = source.into();
+        let hint = if is_disk_full(&*source) {
+            ": its disk is full; make room there, then start this member again"
+        } else {
+            ""
+        };
+        Self::Write { what, hint, source }
+    }
+}
+
+/// Whether a full disk, or a full quota of its user, is at the bottom of an error.
+fn is_disk_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let is_full = |error: &io::Error| {
+        matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    };
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            // One that only carries another does not show it among its sources.
+            match error.get_ref() {
+                Some(inner) if is_disk_full(inner) => return true,
+                _ if is_full(error) => return true,
+                _ => {}
+            }
+        }
+        next = error.source();
+    }
+    false
 }
 
 async fn served(name: &'static str, serving: impl Future<Output = ()>) -> &'static str {
@@ -270,7 +353,7 @@ async fn assemble(
     storage: Storage,
     leadership: watch::Receiver<Leadership>,
 ) -> Result<(Arc<Member>, bool), Error> {
-    let Storage { log, mvcc, snapshots, .. } = storage.clone();
+    let Storage { log, mvcc, snapshots, state_dir } = storage.clone();
     let (applied, _) = mvcc.applied();
     let (applied_sender, applied_index) =
         watch::channel(applied.as_ref().map_or(0, |log_id| log_id.index()));
@@ -315,6 +398,9 @@ async fn assemble(
         snapshots,
         snapshot_dir: config.data_dir.join(SNAPSHOT_DIR),
         network,
+        space: Arc::new(Space::new(settings.space, config.data_dir.clone())),
+        state_dir,
+        defragmenting: Arc::default(),
         peers: Mutex::new(HashMap::new()),
     };
     Ok((Arc::new(member), pristine))

@@ -18,5 +18,6 @@ mod gateway;
 mod locks;
 mod on_etcd;
 mod scripts;
+mod space;
 mod support;
 mod watch_tails;

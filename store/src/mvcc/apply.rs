@@ -11,7 +11,7 @@ use store_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest,
     PutResponse, ResponseHeader, TxnResponse,
 };
-use store_proto::peer::{self, command::Op};
+use store_proto::peer::{self, Alarm, AlarmChange, command::Op};
 
 use super::lease::NO_LEASE;
 use super::pending::PendingEntry;
@@ -36,6 +36,8 @@ pub(crate) enum Outcome {
     LeaseRevoke(LeaseRevokeResponse),
     /// A member's attributes are noted.
     Publish,
+    /// The alarm that was raised or taken back, if one was.
+    Alarm(Option<Alarm>),
 }
 
 /// What one entry came to.
@@ -103,10 +105,14 @@ impl Shared {
         state.applied = Some(log_id);
         if let Some(membership) = &entry.membership {
             state.membership = membership.clone();
+            let orphans = state.alarms.follow(membership);
+            let taken_back = |alarm| AlarmChange { alarm: Some(alarm), raised: false };
+            entry.alarms.extend(orphans.into_iter().map(taken_back));
         }
         for member in &entry.members {
             state.members.insert(member.member_id, member.clone());
         }
+        self.note_size(&state);
         entry.revision = state.revision;
         state.pending.push(entry);
         Ok(Applied { results, revisions })
@@ -128,6 +134,13 @@ impl Shared {
         command: &peer::Command,
         entry: &mut PendingEntry,
     ) -> Result<Outcome, Failure> {
+        if let Some(op) = &command.op {
+            let state = self.state.read();
+            let restrictions = state.alarms.restrictions(&state.membership);
+            if let Some(refusal) = restrictions.refusal(op) {
+                return Err(refusal.into());
+            }
+        }
         match &command.op {
             Some(Op::Put(request)) => self.apply_put(request, entry).map(Outcome::Put),
             Some(Op::DeleteRange(request)) => {
@@ -146,6 +159,13 @@ impl Shared {
             Some(Op::Publish(attributes)) => {
                 entry.members.push(attributes.clone());
                 Ok(Outcome::Publish)
+            }
+            Some(Op::Alarm(change)) => {
+                let alarm = self.state.write().alarms.change(change);
+                entry.alarms.extend(
+                    alarm.map(|alarm| AlarmChange { alarm: Some(alarm), raised: change.raised }),
+                );
+                Ok(Outcome::Alarm(alarm))
             }
             // Skipping it would part this member from those that know it.
             None => Err(Failure::Engine(EngineError::Entry {

@@ -63,12 +63,13 @@ impl Mvcc {
             None => return Ok(CompactStep::Idle),
         };
         let removed = state.index.compact(target, from.as_ref(), STEP_KEYS, STEP_RECORDS);
+        self.shared.note_size(state);
         let engine = Arc::clone(&state.engine);
         drop(guard);
 
         let mut batch = WriteBatch::default();
         for version in &removed.versions {
-            records::delete(&mut batch, version.revision(), version.parts);
+            records::delete(&mut batch, version.revision(), version.extent.parts);
         }
         if !batch.is_empty() {
             let left = work.records - removed.versions.len();
@@ -79,9 +80,22 @@ impl Mvcc {
         let progress = &mut work.compaction;
         match removed.next_key {
             Some(key) => progress.current = Some((target, Some(key))),
-            None => progress.done = target,
+            None => {
+                progress.done = target;
+                self.shared.removed.send_replace(target);
+            }
         }
         Ok(CompactStep::More)
+    }
+
+    /// Returns once everything that a compaction at `revision` made invisible is removed from the
+    /// engine.
+    pub(crate) async fn removed(&self, revision: i64) {
+        let mut removed = self.shared.removed.subscribe();
+        removed
+            .wait_for(|removed| *removed >= revision)
+            .await
+            .expect("the sender lives as long as this handle");
     }
 
     /// Nothing is removed while the guard lives. Waits for a step that is under way.

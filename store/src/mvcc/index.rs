@@ -14,6 +14,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use super::key_range::KeyRange;
+use super::records::Extent;
 use super::revision::Revision;
 
 /// One write of one key.
@@ -23,8 +24,8 @@ pub(crate) struct Version {
     pub(crate) main: i64,
     /// Its place in the revision.
     pub(crate) sub: u32,
-    /// How many parts its record has in the engine.
-    pub(crate) parts: u16,
+    /// How much room its record takes in the engine.
+    pub(crate) extent: Extent,
     /// The revision that created the key; 0 in a tombstone.
     pub(crate) created: i64,
     /// Counts writes since the creation, from 1; 0 in a tombstone.
@@ -48,6 +49,8 @@ pub(crate) struct Index {
     keys: BTreeMap<Bytes, History>,
     /// The versions of all keys together.
     len: usize,
+    /// What their records take in the engine.
+    record_bytes: u64,
 }
 
 /// The versions of one key, oldest first; never empty.
@@ -134,8 +137,14 @@ impl Index {
         self.len
     }
 
+    /// What the records of all versions take in the engine, once all are written.
+    pub(crate) fn record_bytes(&self) -> u64 {
+        self.record_bytes
+    }
+
     /// The versions that are still to be seen once `compacted` is, no matter how far the removal of
     /// the others has come.
+    #[cfg(test)]
     pub(crate) fn visible_versions(&self, compacted: i64) -> impl Iterator<Item = &Version> {
         self.keys.values().flat_map(move |history| &history.0[history.invisible_after(compacted)..])
     }
@@ -144,6 +153,7 @@ impl Index {
     /// shares the memory of the whole batch that it came with.
     pub(crate) fn insert(&mut self, key: &[u8], version: Version) {
         self.len += 1;
+        self.record_bytes += version.extent.bytes();
         if let Some(history) = self.keys.get_mut(key) {
             debug_assert!(
                 history.0.last().is_some_and(|last| last.revision() < version.revision())
@@ -191,6 +201,8 @@ impl Index {
             self.keys.remove(&key);
         }
         self.len -= removed.versions.len();
+        self.record_bytes -=
+            removed.versions.iter().map(|version| version.extent.bytes()).sum::<u64>();
         removed
     }
 }
@@ -198,6 +210,8 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const EXTENT: Extent = Extent { parts: 1, last_part_bytes: 81 };
 
     /// A history from its revisions; a negative one is a deletion.
     fn index(revisions: &[i64]) -> Index {
@@ -210,7 +224,7 @@ mod tests {
             }
             version = if *revision < 0 { 0 } else { version + 1 };
             let of = if version == 0 { 0 } else { created };
-            index.insert(b"k", Version { main, sub: 0, parts: 1, created: of, version });
+            index.insert(b"k", Version { main, sub: 0, extent: EXTENT, created: of, version });
         }
         index
     }
@@ -280,6 +294,7 @@ mod tests {
                 }
                 assert_eq!(left(&index), expected, "{revisions:?} compacted at {compacted}");
                 assert_eq!(index.len(), expected.len());
+                assert_eq!(index.record_bytes(), 100 * expected.len() as u64);
                 assert!(removed.is_sorted(), "a tombstone goes after what it hides");
                 for at in compacted.max(1)..12 {
                     assert_eq!(seen(&index, at), seen(&whole, at));
@@ -293,7 +308,10 @@ mod tests {
         let mut index = Index::default();
         for n in 0..10_u8 {
             let version = i64::from(n % 3 != 0);
-            index.insert(&[n], Version { main: 2, sub: n.into(), parts: 1, created: 2, version });
+            index.insert(
+                &[n],
+                Version { main: 2, sub: n.into(), extent: EXTENT, created: 2, version },
+            );
         }
         let range = KeyRange::Between(Bytes::from_static(&[1]), Bytes::from_static(&[9]));
         let (mut from, mut subs, mut steps) = (None, Vec::new(), 0);

@@ -10,6 +10,7 @@
 //! 0x06 lease        06 id:i64 BE                               i64 BE: the granted TTL in seconds
 //! 0x07 member       07 id:u64 BE                               peer.MemberAttributes
 //! 0x08 records      08                                         i64 BE: how many records there are
+//! 0x09 alarm        09 alarm:i32 BE member:u64 BE               peer.Alarm
 //! 0x10 record       10 revision:i64 BE sub:i64 BE part:u16 BE  see `records`
 //! ```
 //! Revisions are positive, so the order of the keys is the order of the writes.
@@ -27,9 +28,11 @@ const COMPACTED: u8 = 0x05;
 const LEASE: u8 = 0x06;
 const MEMBER: u8 = 0x07;
 const RECORDS: u8 = 0x08;
+const ALARM: u8 = 0x09;
 const RECORD: u8 = 0x10;
 
-const RECORD_KEY_LEN: usize = 1 + 8 + 8 + 2;
+/// The length of a record's key.
+pub(crate) const RECORD_KEY_BYTES: usize = 1 + 8 + 8 + 2;
 
 /// A key in the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +45,7 @@ pub(crate) enum Key {
     Lease(i64),
     Member(u64),
     Records,
+    Alarm { alarm: i32, member_id: u64 },
     Record { revision: Revision, part: u16 },
 }
 
@@ -70,8 +74,14 @@ impl Key {
                 key
             }
             Self::Records => vec![RECORDS],
+            Self::Alarm { alarm, member_id } => {
+                let mut key = vec![ALARM];
+                key.extend_from_slice(&alarm.to_be_bytes());
+                key.extend_from_slice(&member_id.to_be_bytes());
+                key
+            }
             Self::Record { revision, part } => {
-                let mut key = Vec::with_capacity(RECORD_KEY_LEN);
+                let mut key = Vec::with_capacity(RECORD_KEY_BYTES);
                 key.push(RECORD);
                 key.extend_from_slice(&revision.main.to_be_bytes());
                 key.extend_from_slice(&i64::from(revision.sub).to_be_bytes());
@@ -93,6 +103,10 @@ impl Key {
             (LEASE, 8) => Self::Lease(i64::from_be_bytes(rest.try_into().ok()?)),
             (MEMBER, 8) => Self::Member(u64::from_be_bytes(rest.try_into().ok()?)),
             (RECORDS, 0) => Self::Records,
+            (ALARM, 12) => Self::Alarm {
+                alarm: i32::from_be_bytes(rest[..4].try_into().ok()?),
+                member_id: u64::from_be_bytes(rest[4..].try_into().ok()?),
+            },
             (RECORD, 18) => {
                 let main = i64::from_be_bytes(rest[..8].try_into().ok()?);
                 let sub = i64::from_be_bytes(rest[8..16].try_into().ok()?);
@@ -113,6 +127,16 @@ pub(crate) fn lease_bounds() -> (Vec<u8>, Vec<u8>) {
 /// Bounds that hold every member's attributes.
 pub(crate) fn member_bounds() -> (Vec<u8>, Vec<u8>) {
     (vec![MEMBER], vec![MEMBER + 1])
+}
+
+/// Bounds that hold every alarm.
+pub(crate) fn alarm_bounds() -> (Vec<u8>, Vec<u8>) {
+    (vec![ALARM], vec![ALARM + 1])
+}
+
+/// Bounds that hold everything but the records.
+pub(crate) fn state_bounds() -> (Vec<u8>, Vec<u8>) {
+    (vec![FORMAT], vec![RECORD])
 }
 
 /// Bounds that hold every record from `from` on, below the revision `to_main`.
@@ -136,6 +160,8 @@ mod tests {
             any::<i64>().prop_map(Key::Lease),
             any::<u64>().prop_map(Key::Member),
             Just(Key::Records),
+            (0..=i32::MAX, any::<u64>())
+                .prop_map(|(alarm, member_id)| Key::Alarm { alarm, member_id }),
             (0..=i64::MAX, any::<u32>(), any::<u16>()).prop_map(|(main, sub, part)| Key::Record {
                 revision: Revision { main, sub },
                 part

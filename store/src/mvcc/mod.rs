@@ -20,9 +20,11 @@
 //! range -> index -> window, or the engine
 //! ```
 
+mod alarm;
 mod apply;
 mod check;
 mod compact;
+mod defragment;
 mod hash;
 mod history;
 mod index;
@@ -31,6 +33,7 @@ mod keys;
 mod lease;
 mod open;
 mod pending;
+mod quota;
 mod range;
 mod records;
 mod restore;
@@ -43,25 +46,32 @@ mod write;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use store_proto::peer::MemberAttributes;
+use store_proto::etcdserverpb::AlarmType;
+use store_proto::peer::{Alarm, MemberAttributes};
+use tokio::sync::watch;
 
+pub(crate) use self::alarm::Restrictions;
 pub(crate) use self::apply::Outcome;
 pub(crate) use self::check::{check_delete_range, check_put, check_range, check_txn};
 pub(crate) use self::compact::CompactStep;
+pub(crate) use self::defragment::Moved;
 pub(crate) use self::hash::HashKv;
 pub(crate) use self::history::HistoryError;
 pub(crate) use self::key_range::KeyRange;
 pub(crate) use self::lease::LeaseInfo;
+pub(crate) use self::quota::cost_bytes;
 pub(crate) use self::revision::{Revision, RevisionEvents};
 pub(crate) use self::state_dir::{Opened, StateDir};
 
+use self::alarm::AlarmTable;
 use self::index::Index;
 use self::lease::LeaseTable;
 use self::pending::{Pending, Persisted};
+use self::revision::NEVER_COMPACTED;
 use self::window::Window;
 use crate::engine::{Engine, EngineError};
 use crate::error::RequestError;
@@ -111,6 +121,10 @@ struct Shared {
     engine_work: Mutex<EngineWork>,
     /// How many [`compact::CompactionPause`]s there are; raised under `engine_work`.
     pauses: AtomicUsize,
+    /// [`Index::record_bytes`], for those who ask often.
+    in_use_bytes: AtomicU64,
+    /// Up to which compacted revision all invisible records are removed from the engine.
+    removed: watch::Sender<i64>,
     limits: Limits,
 }
 
@@ -149,6 +163,7 @@ struct State {
     membership: StoredMembership,
     /// What members told of themselves, by their ids.
     members: BTreeMap<u64, MemberAttributes>,
+    alarms: AlarmTable,
     pending: Pending,
     /// What the engine has.
     persisted: Persisted,
@@ -161,8 +176,11 @@ impl Mvcc {
             state: RwLock::new(state),
             writer: Mutex::default(),
             pauses: AtomicUsize::new(0),
+            in_use_bytes: AtomicU64::default(),
+            removed: watch::Sender::new(NEVER_COMPACTED),
             limits,
         };
+        shared.note_size(&shared.state.read());
         Self { shared: Arc::new(shared) }
     }
 
@@ -185,6 +203,17 @@ impl Mvcc {
     /// What the members told of themselves, by their ids.
     pub(crate) fn members(&self) -> BTreeMap<u64, MemberAttributes> {
         self.shared.state.read().members.clone()
+    }
+
+    /// The alarms of a type, or all for NONE, in the order of types and members.
+    pub(crate) fn alarms(&self, alarm: AlarmType) -> Vec<Alarm> {
+        self.shared.state.read().alarms.of_type(alarm)
+    }
+
+    /// What is refused for the alarms that are raised.
+    pub(crate) fn restrictions(&self) -> Restrictions {
+        let state = self.shared.state.read();
+        state.alarms.restrictions(&state.membership)
     }
 
     /// The last entry whose effects the engine has.
@@ -213,10 +242,23 @@ impl Mvcc {
         self.shared.state.read().leases.keys(id)
     }
 
+    /// What the records take, keys and values, without those that a compaction has removed. The same
+    /// on all members, but for how far that removal has come.
+    pub(crate) fn in_use_bytes(&self) -> u64 {
+        self.shared.in_use_bytes.load(Ordering::Relaxed)
+    }
+
     /// What the engine takes up.
     pub(crate) fn size_bytes(&self) -> Result<u64, EngineError> {
         let engine = Arc::clone(&self.shared.state.read().engine);
         engine.size_bytes()
+    }
+}
+
+impl Shared {
+    /// Notes what the index says; to be called whenever that has changed.
+    fn note_size(&self, state: &State) {
+        self.in_use_bytes.store(state.index.record_bytes(), Ordering::Relaxed);
     }
 }
 

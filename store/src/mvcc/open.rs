@@ -8,8 +8,9 @@ use bytes::Bytes;
 use prost::Message as _;
 use store_proto::mvccpb::Event;
 use store_proto::peer;
-use store_proto::peer::MemberAttributes;
+use store_proto::peer::{Alarm, MemberAttributes};
 
+use super::alarm::AlarmTable;
 use super::index::{Index, Version};
 use super::keys::{self, FORMAT_VERSION, Key};
 use super::lease::{LeaseTable, NO_LEASE};
@@ -66,6 +67,7 @@ pub(super) fn load(engine: Arc<dyn Engine>, limits: Limits) -> Result<State, Eng
     let compacted = load_number(&*engine, Key::Compacted)?.unwrap_or(NEVER_COMPACTED);
     let mut leases = load_leases(&*engine)?;
     let members = load_members(&*engine)?;
+    let alarms = load_alarms(&*engine)?;
 
     let mut loading = Loading::new(compacted, limits);
     let mut failure = None;
@@ -105,6 +107,7 @@ pub(super) fn load(engine: Arc<dyn Engine>, limits: Limits) -> Result<State, Eng
         applied,
         membership,
         members,
+        alarms,
         pending: Pending::default(),
         persisted: Persisted { applied, revision, compacted },
     })
@@ -139,7 +142,7 @@ impl Loading {
         let version = Version {
             main: at.main,
             sub: at.sub,
-            parts: records::parts_of(&event),
+            extent: records::extent_of(&event),
             created: kv.create_revision,
             version: kv.version,
         };
@@ -244,6 +247,23 @@ fn load_members(engine: &dyn Engine) -> Result<BTreeMap<u64, MemberAttributes>, 
         }
     })?;
     result.map(|()| members)
+}
+
+fn load_alarms(engine: &dyn Engine) -> Result<AlarmTable, EngineError> {
+    let mut alarms = AlarmTable::default();
+    let mut result = Ok(());
+    let (start, end) = keys::alarm_bounds();
+    engine.scan(&start..&end, &mut |_, value| match Alarm::decode(value) {
+        Ok(alarm) => {
+            alarms.raise(alarm);
+            ControlFlow::Continue(())
+        }
+        Err(error) => {
+            result = Err(unreadable("alarm", &error));
+            ControlFlow::Break(())
+        }
+    })?;
+    result.map(|()| alarms)
 }
 
 fn number(bytes: &[u8]) -> Result<i64, EngineError> {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use prost::Message as _;
-use store_proto::peer::MemberAttributes;
+use store_proto::peer::{Alarm, AlarmChange, MemberAttributes};
 
 use super::keys::Key;
 use super::revision::{Revision, RevisionEvents};
@@ -29,6 +29,8 @@ pub(super) struct PendingEntry {
     pub(super) membership: Option<StoredMembership>,
     /// What members told of themselves.
     pub(super) members: Vec<MemberAttributes>,
+    /// Alarms that were raised, or taken back.
+    pub(super) alarms: Vec<AlarmChange>,
 }
 
 impl PendingEntry {
@@ -41,6 +43,7 @@ impl PendingEntry {
             compacted: None,
             membership: None,
             members: Vec::new(),
+            alarms: Vec::new(),
         }
     }
 
@@ -70,6 +73,14 @@ impl PendingEntry {
         for member in &self.members {
             put_member(batch, member);
         }
+        for change in &self.alarms {
+            let alarm = change.alarm.unwrap_or_default();
+            if change.raised {
+                put_alarm(batch, &alarm);
+            } else {
+                batch.delete(alarm_key(&alarm));
+            }
+        }
     }
 }
 
@@ -93,6 +104,14 @@ pub(super) fn put_membership(batch: &mut WriteBatch, membership: &StoredMembersh
 
 pub(super) fn put_member(batch: &mut WriteBatch, member: &MemberAttributes) {
     batch.put(Key::Member(member.member_id).encode(), member.encode_to_vec());
+}
+
+pub(super) fn put_alarm(batch: &mut WriteBatch, alarm: &Alarm) {
+    batch.put(alarm_key(alarm), alarm.encode_to_vec());
+}
+
+fn alarm_key(alarm: &Alarm) -> Vec<u8> {
+    Key::Alarm { alarm: alarm.alarm, member_id: alarm.member_id }.encode()
 }
 
 pub(super) fn put_applied(batch: &mut WriteBatch, log_id: &LogId, revision: i64) {

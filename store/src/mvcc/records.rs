@@ -20,16 +20,39 @@ use crate::engine::{Engine, EngineError, MAX_VALUE_BYTES, WriteBatch};
 
 const COUNT_BYTES: usize = 2;
 
-/// How many parts the record of `event` has.
-pub(crate) fn parts_of(event: &Event) -> u16 {
-    let parts = (COUNT_BYTES + event.encoded_len()).div_ceil(MAX_VALUE_BYTES);
-    u16::try_from(parts).expect("a request is limited to far less than 65535 parts of 6 KiB")
+/// How much room a record takes in the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// How many parts it has.
+    pub(crate) parts: u16,
+    /// The length of the last one; the others are as long as they may be.
+    pub(crate) last_part_bytes: u16,
+}
+
+impl Extent {
+    /// Its keys and values.
+    pub(crate) fn bytes(self) -> u64 {
+        let full_parts = u64::from(self.parts.saturating_sub(1));
+        let keys = u64::from(self.parts) * keys::RECORD_KEY_BYTES as u64;
+        keys + full_parts * MAX_VALUE_BYTES as u64 + u64::from(self.last_part_bytes)
+    }
+}
+
+/// How much room the record of `event` takes.
+pub(crate) fn extent_of(event: &Event) -> Extent {
+    let bytes = COUNT_BYTES + event.encoded_len();
+    let parts = bytes.div_ceil(MAX_VALUE_BYTES);
+    let in_bounds = "a request is limited to far less than 65535 parts of 6 KiB";
+    Extent {
+        parts: u16::try_from(parts).expect(in_bounds),
+        last_part_bytes: u16::try_from(bytes - (parts - 1) * MAX_VALUE_BYTES).expect(in_bounds),
+    }
 }
 
 /// Adds the record of `event` to `batch`.
 pub(crate) fn put(batch: &mut WriteBatch, revision: Revision, event: &Event) {
     let mut record = Vec::with_capacity(COUNT_BYTES + event.encoded_len());
-    record.extend_from_slice(&parts_of(event).to_be_bytes());
+    record.extend_from_slice(&extent_of(event).parts.to_be_bytes());
     event.encode(&mut record).expect("a Vec grows as needed");
     if record.len() <= MAX_VALUE_BYTES {
         batch.put(Key::record(revision).encode(), record);
@@ -196,6 +219,8 @@ mod tests {
             put(&mut batch, Revision::first_of(main), event);
         }
         engine.write(batch).unwrap();
+        let extents: u64 = events.iter().map(|event| extent_of(event).bytes()).sum();
+        assert_eq!(engine.size_bytes().unwrap(), extents);
         engine
             .scan(&[0]..&[255], &mut |_, value| {
                 assert!(value.len() <= MAX_VALUE_BYTES);
@@ -216,7 +241,7 @@ mod tests {
 
         let mut batch = WriteBatch::default();
         for (main, event) in (2..).zip(&events) {
-            delete(&mut batch, Revision::first_of(main), parts_of(event));
+            delete(&mut batch, Revision::first_of(main), extent_of(event).parts);
         }
         engine.write(batch).unwrap();
         assert_eq!(engine.size_bytes().unwrap(), 0);

@@ -5,11 +5,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use store_proto::etcdserverpb::AlarmType;
+
 use super::lease::LeaseInfo;
 use super::pending::{
-    put_applied, put_compacted, put_lease, put_member, put_membership, put_records,
+    put_alarm, put_applied, put_compacted, put_lease, put_member, put_membership, put_records,
 };
-use super::revision::Revision;
+use super::revision::{NEVER_COMPACTED, Revision};
 use super::{EngineWork, Limits, Mvcc, State, open, records};
 use crate::engine::{Engine, EngineError, WriteBatch};
 use crate::snapshot::{Item, SnapshotDir, SnapshotMeta, SnapshotReader};
@@ -45,8 +47,12 @@ impl Mvcc {
             while self.persisted().as_ref() < Some(&capture.meta.last_log_id) {
                 self.write_behind()?;
             }
-            // Should a restore have come in between, the old engine never got the rest.
-            if self.shared.state.read().epoch == capture.epoch {
+            // Should a restore or a move have come in between, the old engine never got the rest.
+            let is_same = {
+                let state = self.shared.state.read();
+                state.epoch == capture.epoch && Arc::ptr_eq(&state.engine, &capture.engine)
+            };
+            if is_same {
                 let path = write(&capture, dir)?;
                 return Ok(Some((capture.meta, path)));
             }
@@ -64,6 +70,7 @@ impl Mvcc {
                 revision: state.revision,
                 compacted: state.compacted,
                 members: state.members.values().cloned().collect(),
+                alarms: state.alarms.of_type(AlarmType::None),
             },
             leases: state.leases.all(),
             records: state.index.len(),
@@ -88,9 +95,11 @@ impl Mvcc {
         commit()?;
         let mut work = self.shared.engine_work.lock();
         *work = EngineWork::new(&fresh);
+        self.shared.removed.send_replace(NEVER_COMPACTED);
         let old = {
             let mut state = self.shared.state.write();
             fresh.epoch = state.epoch + 1;
+            self.shared.note_size(&fresh);
             std::mem::replace(&mut *state, fresh)
         };
         drop(work);
@@ -163,6 +172,9 @@ fn fill(engine: &dyn Engine, snapshot: &Path) -> Result<SnapshotMeta, EngineErro
     put_membership(&mut batch, &meta.membership);
     for member in &meta.members {
         put_member(&mut batch, member);
+    }
+    for alarm in &meta.alarms {
+        put_alarm(&mut batch, alarm);
     }
     put_applied(&mut batch, &meta.last_log_id, meta.revision);
     engine.write(batch)?;

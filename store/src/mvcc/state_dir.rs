@@ -13,10 +13,12 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use super::{Limits, Mvcc};
+use super::{Limits, Moved, Mvcc};
 use crate::engine::{Engine, EngineError, SledEngine};
 use crate::raft::types::LogId;
 use crate::snapshot::SnapshotMeta;
@@ -25,6 +27,8 @@ const CURRENT: &str = "CURRENT";
 const CURRENT_TEMPORARY: &str = "CURRENT.tmp";
 const ENGINE_PREFIX: &str = "engine-";
 const ASIDE_PREFIX: &str = "aside-";
+/// For those who still read from an engine that was replaced. Its files go later if it is not enough.
+const LAST_READERS: Duration = Duration::from_secs(10);
 
 /// What opening the engine came to.
 #[derive(Debug)]
@@ -43,15 +47,33 @@ pub(crate) enum Opened {
 pub(crate) struct StateDir {
     path: PathBuf,
     limits: Limits,
-    /// Engines that were replaced, and their directories: those can go when nobody reads any more.
-    retired: Mutex<Vec<(Weak<dyn Engine>, PathBuf)>>,
+    /// Held while `CURRENT` and the engine in memory change together, so that they name the same.
+    pub(super) replacing: Mutex<()>,
+    in_use: Mutex<InUse>,
+}
+
+/// An engine that was replaced, and its directory.
+type Retired = (Weak<dyn Engine>, PathBuf);
+
+/// Engines beside the one that `CURRENT` names.
+#[derive(Debug, Default)]
+struct InUse {
+    /// Those that were replaced: they can go when nobody reads any more.
+    retired: Vec<Retired>,
+    /// Those that are being filled.
+    filling: Vec<PathBuf>,
 }
 
 impl StateDir {
     /// Takes a directory, creating it if it is not there.
     pub(crate) fn new(path: &Path, limits: Limits) -> Result<Self, EngineError> {
         fs::create_dir_all(path).map_err(EngineError::io("create", path))?;
-        Ok(Self { path: path.to_owned(), limits, retired: Mutex::default() })
+        Ok(Self {
+            path: path.to_owned(),
+            limits,
+            replacing: Mutex::default(),
+            in_use: Mutex::default(),
+        })
     }
 
     /// Opens the engine that `CURRENT` names, or a new one.
@@ -66,8 +88,8 @@ impl StateDir {
     pub(crate) fn open(&self, checkpoint: Option<&LogId>) -> Result<Opened, EngineError> {
         let engine = match self.current()? {
             Current::Named(path) => SledEngine::open(&path),
-            Current::None => self.create().and_then(|(name, engine)| {
-                self.point_to(&name)?;
+            Current::None => self.create().and_then(|(fresh, engine)| {
+                self.point_to(&fresh.name)?;
                 Ok(engine)
             }),
             Current::Unreadable(text) => {
@@ -104,13 +126,13 @@ impl StateDir {
         snapshot: Option<&Path>,
     ) -> Result<Mvcc, EngineError> {
         let damaged = self.current()?;
-        let (name, engine) = self.create()?;
+        let (fresh, engine) = self.create()?;
         let engine: Arc<dyn Engine> = Arc::new(engine);
         let mvcc = match snapshot {
             Some(snapshot) => Mvcc::from_snapshot(snapshot, engine, self.limits)?,
             None => Mvcc::open(engine, self.limits)?,
         };
-        self.point_to(&name)?;
+        self.point_to(&fresh.name)?;
         if let Current::Named(path) = damaged {
             self.set_aside(&path)?;
         }
@@ -125,18 +147,54 @@ impl StateDir {
         mvcc: &Mvcc,
         snapshot: &Path,
     ) -> Result<SnapshotMeta, EngineError> {
-        let old = match self.current()? {
-            Current::Named(path) => {
-                let engine = Arc::downgrade(&mvcc.shared.state.read().engine);
-                Some((engine, path))
-            }
-            Current::None | Current::Unreadable(_) => None,
-        };
-        let (name, engine) = self.create()?;
-        let meta = mvcc.restore_from(snapshot, Arc::new(engine), || self.point_to(&name))?;
-        self.retired.lock().extend(old);
+        let _replacing = self.replacing.lock();
+        let old = self.in_use_by(mvcc)?;
+        let (fresh, engine) = self.create()?;
+        let meta = mvcc.restore_from(snapshot, Arc::new(engine), || self.point_to(&fresh.name))?;
+        self.in_use.lock().retired.extend(old);
         self.remove_unused()?;
         Ok(meta)
+    }
+
+    /// Moves the state of `mvcc`, which came from here, into fresh files; see [`Mvcc::move_to`].
+    pub(crate) fn defragment(
+        &self,
+        mvcc: &Mvcc,
+        is_stopping: impl Fn() -> bool,
+    ) -> Result<Moved, EngineError> {
+        let (fresh, engine) = self.create()?;
+        let mut replacing = None;
+        let mut old = None;
+        let moved = mvcc.move_to(Arc::new(engine), is_stopping, || {
+            // Whoever restores holds it for long, and has the last word.
+            replacing = self.replacing.try_lock();
+            if replacing.is_none() {
+                return Ok(false);
+            }
+            old = self.in_use_by(mvcc)?;
+            self.point_to(&fresh.name)?;
+            Ok(true)
+        });
+        drop(replacing);
+        drop(fresh);
+        if let Some((engine, path)) = old {
+            self.in_use.lock().retired.push((Weak::clone(&engine), path));
+            // Those who read from it do so for a moment only.
+            let deadline = Instant::now() + LAST_READERS;
+            while engine.strong_count() > 0 && Instant::now() < deadline {
+                std::thread::park_timeout(LAST_READERS / 100);
+            }
+        }
+        self.remove_unused()?;
+        moved
+    }
+
+    /// The engine of `mvcc` and its directory.
+    fn in_use_by(&self, mvcc: &Mvcc) -> Result<Option<Retired>, EngineError> {
+        Ok(match self.current()? {
+            Current::Named(path) => Some((Arc::downgrade(&mvcc.shared.state.read().engine), path)),
+            Current::None | Current::Unreadable(_) => None,
+        })
     }
 
     fn current(&self) -> Result<Current, EngineError> {
@@ -154,15 +212,21 @@ impl StateDir {
     }
 
     /// A new engine under a number that was never used.
-    fn create(&self) -> Result<(String, SledEngine), EngineError> {
+    fn create(&self) -> Result<(Fresh<'_>, SledEngine), EngineError> {
+        let mut in_use = self.in_use.lock();
         let used = self.names()?;
         let number = |name: &String| {
             number_of(name, ENGINE_PREFIX).or_else(|| number_of(name, ASIDE_PREFIX))
         };
         let next = used.iter().filter_map(number).max().unwrap_or(0) + 1;
         let name = format!("{ENGINE_PREFIX}{next:016}");
-        let engine = SledEngine::open(&self.path.join(&name))?;
-        Ok((name, engine))
+        let path = self.path.join(&name);
+        fs::create_dir(&path).map_err(EngineError::io("create", &path))?;
+        in_use.filling.push(path.clone());
+        drop(in_use);
+        let fresh = Fresh { dir: self, name };
+        let engine = SledEngine::open(&path)?;
+        Ok((fresh, engine))
     }
 
     fn point_to(&self, name: &str) -> Result<(), EngineError> {
@@ -199,11 +263,14 @@ impl StateDir {
     /// that nobody reads any more.
     fn remove_unused(&self) -> Result<(), EngineError> {
         let Current::Named(current) = self.current()? else { return Ok(()) };
-        let mut retired = self.retired.lock();
+        let mut in_use = self.in_use.lock();
+        let InUse { retired, filling } = &mut *in_use;
         retired.retain(|(engine, _)| engine.strong_count() > 0);
         for name in self.names()? {
             let path = self.path.join(&name);
-            let is_in_use = path == current || retired.iter().any(|(_, used)| *used == path);
+            let is_in_use = path == current
+                || filling.contains(&path)
+                || retired.iter().any(|(_, used)| *used == path);
             if number_of(&name, ENGINE_PREFIX).is_some() && !is_in_use {
                 fs::remove_dir_all(&path).map_err(EngineError::io("remove", &path))?;
             }
@@ -217,6 +284,19 @@ impl StateDir {
             entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
         };
         entries.map(name).collect::<Result<_, _>>().map_err(EngineError::io("list", &self.path))
+    }
+}
+
+/// An engine's directory that nobody else removes while this lives.
+struct Fresh<'a> {
+    dir: &'a StateDir,
+    name: String,
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        let path = self.dir.path.join(&self.name);
+        self.dir.in_use.lock().filling.retain(|filling| *filling != path);
     }
 }
 

@@ -130,8 +130,8 @@ impl<'a> WriteTxn<'a> {
             value,
             lease,
         });
-        let parts = records::parts_of(&event);
-        state.index.insert(key, Version { main, sub: self.next_sub(), parts, created, version });
+        let extent = records::extent_of(&event);
+        state.index.insert(key, Version { main, sub: self.next_sub(), extent, created, version });
         self.events.push(event);
     }
 
@@ -139,8 +139,8 @@ impl<'a> WriteTxn<'a> {
     pub(super) fn delete(&mut self, key: &Bytes) {
         let main = self.begin + 1;
         let event = delete_event(key.clone(), main);
-        let parts = records::parts_of(&event);
-        let tombstone = Version { main, sub: self.next_sub(), parts, created: 0, version: 0 };
+        let extent = records::extent_of(&event);
+        let tombstone = Version { main, sub: self.next_sub(), extent, created: 0, version: 0 };
         self.shared.state.write().index.insert(key, tombstone);
         self.events.push(event);
     }

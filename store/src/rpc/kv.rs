@@ -1,6 +1,7 @@
 //! The KV service.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use prost::Message;
 use store_proto::etcdserverpb::kv_server::Kv;
@@ -14,6 +15,9 @@ use tonic::{Request, Response, Status};
 use crate::error::RequestError;
 use crate::member::Member;
 use crate::mvcc::{Outcome, check_delete_range, check_put, check_range, check_txn};
+
+/// For a client that waits until compacted records are gone; most set a shorter time themselves.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Answers the KV service on behalf of a member.
 #[derive(Clone)]
@@ -97,8 +101,15 @@ impl Kv for KvServer {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
-        match self.0.propose(Op::Compaction(request.into_inner())).await? {
+        let request = request.into_inner();
+        let CompactionRequest { revision, physical } = request;
+        match self.0.propose(Op::Compaction(request)).await? {
             Outcome::Compaction(mut response) => {
+                if physical {
+                    tokio::time::timeout(REMOVAL_TIMEOUT, self.0.mvcc.removed(revision))
+                        .await
+                        .map_err(|_| RequestError::Timeout)?;
+                }
                 self.complete(&mut response.header);
                 Ok(Response::new(response))
             }

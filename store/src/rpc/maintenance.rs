@@ -1,4 +1,4 @@
-//! The Maintenance service: status and hashes. The rest is not there yet.
+//! The Maintenance service: status, alarms and hashes. The rest is not there yet.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -7,14 +7,19 @@ use futures::Stream;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use store_proto::etcdserverpb::maintenance_server::Maintenance;
 use store_proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, HashKvRequest,
-    HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse,
-    SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, alarm_request::AlarmAction,
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
+    HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest,
+    MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+    alarm_request::AlarmAction,
 };
+use store_proto::peer::alarm::Cause;
+use store_proto::peer::command::Op;
+use store_proto::peer::{Alarm, AlarmChange};
 use tonic::{Request, Response, Status};
 
 use super::ETCD_VERSION;
 use crate::member::Member;
+use crate::mvcc::Outcome;
 
 /// Answers the Maintenance service on behalf of a member.
 #[derive(Clone)]
@@ -22,6 +27,19 @@ pub(crate) struct MaintenanceServer(pub(crate) Arc<Member>);
 
 fn not_yet(what: &str) -> Status {
     Status::unimplemented(format!("{what} is not there yet"))
+}
+
+fn member_of(alarm: &Alarm) -> AlarmMember {
+    AlarmMember { member_id: alarm.member_id, alarm: alarm.alarm }
+}
+
+/// As etcd prints one, the space at the end included; a number that is 0 is left out.
+fn text_of(alarm: &Alarm) -> String {
+    let name = alarm.alarm().as_str_name();
+    match alarm.member_id {
+        0 => format!("alarm:{name} "),
+        id => format!("memberID:{id} alarm:{name} "),
+    }
 }
 
 #[tonic::async_trait]
@@ -32,13 +50,33 @@ impl Maintenance for MaintenanceServer {
         &self,
         request: Request<AlarmRequest>,
     ) -> Result<Response<AlarmResponse>, Status> {
-        match request.into_inner().action() {
-            AlarmAction::Get => {
-                let header = Some(self.0.header());
-                Ok(Response::new(AlarmResponse { header, alarms: Vec::new() }))
+        let request = request.into_inner();
+        let unknown =
+            |field, value| Err(Status::invalid_argument(format!("{field}: there is no {value}")));
+        let Ok(action) = AlarmAction::try_from(request.action) else {
+            return unknown("action", request.action);
+        };
+        let Ok(kind) = AlarmType::try_from(request.alarm) else {
+            return unknown("alarm", request.alarm);
+        };
+        let alarms = if action == AlarmAction::Get {
+            self.0.linearize().await?;
+            self.0.mvcc.alarms(kind)
+        } else {
+            let alarm = Alarm {
+                member_id: request.member_id,
+                alarm: kind.into(),
+                cause: Cause::Client.into(),
+            };
+            let raised = action == AlarmAction::Activate;
+            let change = AlarmChange { alarm: Some(alarm), raised };
+            match self.0.propose(Op::Alarm(change)).await? {
+                Outcome::Alarm(alarm) => alarm.into_iter().collect(),
+                other => unreachable!("a change of alarms is answered as such, not {other:?}"),
             }
-            AlarmAction::Activate | AlarmAction::Deactivate => Err(not_yet("changing alarms")),
-        }
+        };
+        let alarms = alarms.iter().map(member_of).collect();
+        Ok(Response::new(AlarmResponse { header: Some(self.0.header()), alarms }))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
@@ -50,14 +88,16 @@ impl Maintenance for MaintenanceServer {
         };
         let membership = self.0.membership();
         let is_learner = membership.voter_ids().all(|id| id != self.0.id);
-        let errors = if leadership.leader.is_none() {
-            vec![crate::RequestError::NoLeader.to_string()]
-        } else {
-            Vec::new()
-        };
-        let db_size =
+        let mut errors = Vec::new();
+        if leadership.leader.is_none() {
+            errors.push(crate::RequestError::NoLeader.to_string());
+        }
+        errors.extend(self.0.mvcc.alarms(AlarmType::None).iter().map(text_of));
+        let on_disk =
             self.0.mvcc.size_bytes().map_err(|error| Status::internal(error.to_string()))?;
-        let db_size = i64::try_from(db_size).unwrap_or(i64::MAX);
+        let in_use = self.0.mvcc.in_use_bytes();
+        // What was not written to the disk yet takes room as well.
+        let db_size = i64::try_from(on_disk.max(in_use)).unwrap_or(i64::MAX);
         Ok(Response::new(StatusResponse {
             header: Some(self.0.header()),
             version: ETCD_VERSION.to_owned(),
@@ -67,7 +107,7 @@ impl Maintenance for MaintenanceServer {
             raft_term: leadership.term,
             raft_applied_index: applied_index.unwrap_or(0),
             errors,
-            db_size_in_use: db_size,
+            db_size_in_use: i64::try_from(in_use).unwrap_or(i64::MAX),
             is_learner,
         }))
     }
@@ -83,7 +123,7 @@ impl Maintenance for MaintenanceServer {
     ) -> Result<Response<HashKvResponse>, Status> {
         let hashed = self.0.state.hash(request.into_inner().revision).await?;
         Ok(Response::new(HashKvResponse {
-            header: Some(self.0.header_at(hashed.revision)),
+            header: Some(self.0.header_at(hashed.current)),
             hash: hashed.hash,
             compact_revision: hashed.compacted,
         }))
@@ -93,7 +133,9 @@ impl Maintenance for MaintenanceServer {
         &self,
         _: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
-        Err(not_yet("Defragment"))
+        self.0.defragment().await?;
+        // etcd's answer has no header.
+        Ok(Response::new(DefragmentResponse { header: None }))
     }
 
     async fn snapshot(

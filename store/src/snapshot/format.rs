@@ -32,6 +32,8 @@ pub(super) struct Header {
     pub(super) compacted: i64,
     #[prost(message, repeated, tag = "5")]
     pub(super) members: Vec<peer::MemberAttributes>,
+    #[prost(message, repeated, tag = "6")]
+    pub(super) alarms: Vec<peer::Alarm>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -24,7 +24,7 @@ mod writer;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use store_proto::peer::MemberAttributes;
+use store_proto::peer::{Alarm, MemberAttributes};
 
 pub(crate) use self::dir::SnapshotDir;
 pub(crate) use self::reader::{Item, SnapshotReader, verify};
@@ -45,6 +45,8 @@ pub(crate) struct SnapshotMeta {
     pub(crate) compacted: i64,
     /// What members told of themselves.
     pub(crate) members: Vec<MemberAttributes>,
+    /// The alarms that were raised.
+    pub(crate) alarms: Vec<Alarm>,
 }
 
 /// Why a snapshot file cannot be written or used.

@@ -50,6 +50,7 @@ impl SnapshotReader {
             revision: header.revision,
             compacted: header.compacted,
             members: header.members,
+            alarms: header.alarms,
         };
         Ok(Self { blocks, meta, seen: Trailer::default(), last: None })
     }

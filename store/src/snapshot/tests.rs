@@ -19,6 +19,7 @@ fn meta(index: u64) -> SnapshotMeta {
         revision: 2000,
         compacted: 5,
         members: vec![MemberAttributes { member_id: 7, ..MemberAttributes::default() }],
+        alarms: vec![Alarm { member_id: 7, alarm: 1, cause: 2 }],
     }
 }
 

@@ -50,6 +50,7 @@ impl SnapshotWriter {
             revision: meta.revision,
             compacted: meta.compacted,
             members: meta.members.clone(),
+            alarms: meta.alarms.clone(),
         };
         writer.write_block(format::HEADER, &header)?;
         Ok(writer)

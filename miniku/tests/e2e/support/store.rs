@@ -8,7 +8,8 @@ use store_proto::etcdserverpb::kv_client::KvClient;
 use store_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use store_proto::etcdserverpb::watch_client::WatchClient;
 use store_proto::etcdserverpb::{
-    HashKvRequest, PutRequest, RangeRequest, RangeResponse, StatusRequest, StatusResponse,
+    CompactionRequest, DeleteRangeRequest, HashKvRequest, PutRequest, RangeRequest, RangeResponse,
+    StatusRequest, StatusResponse,
 };
 use store_proto::mvccpb::KeyValue;
 use tonic::transport::{Channel, Endpoint};
@@ -216,6 +217,29 @@ impl Member {
         };
         let answer = within_deadline(self.kv().put(in_time(put))).await?.into_inner();
         Ok(answer.header.ok_or_else(|| Status::internal("no header"))?.revision)
+    }
+
+    /// Deletes the keys from `key` up to `range_end`; the revision after it.
+    pub(crate) async fn delete(&self, key: &str, range_end: &str) -> Result<i64, Status> {
+        let delete = DeleteRangeRequest {
+            key: key.to_owned().into(),
+            range_end: range_end.to_owned().into(),
+            prev_kv: false,
+        };
+        let answer = within_deadline(self.kv().delete_range(in_time(delete))).await?.into_inner();
+        Ok(answer.header.ok_or_else(|| Status::internal("no header"))?.revision)
+    }
+
+    /// Compacts the history, and waits until its records are gone.
+    pub(crate) async fn compact(&self, revision: i64) -> Result<(), Status> {
+        let compact = CompactionRequest { revision, physical: true };
+        within_deadline(self.kv().compact(in_time(compact))).await.map(drop)
+    }
+
+    /// What a key held at a revision.
+    pub(crate) async fn at(&self, key: &str, revision: i64) -> Result<RangeResponse, Status> {
+        self.range(RangeRequest { key: key.to_owned().into(), revision, ..Default::default() })
+            .await
     }
 
     pub(crate) async fn status(&self) -> Result<StatusResponse, Status> {

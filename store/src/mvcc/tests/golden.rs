@@ -167,7 +167,7 @@ fn show_outcome(output: &mut String, outcome: &Outcome) {
             show(output, 0, &response.header, &format!("granted {}s", response.ttl));
         }
         Outcome::LeaseRevoke(response) => show(output, 0, &response.header, "revoked"),
-        Outcome::Publish => unreachable!("scripts publish nothing"),
+        Outcome::Publish | Outcome::Alarm(_) => unreachable!("scripts publish nothing"),
     }
 }
 

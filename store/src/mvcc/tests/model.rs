@@ -82,7 +82,7 @@ impl Model {
         let next = self.revision() + 1;
         let mut state = self.now().clone();
         match op {
-            Op::Publish(_) => unreachable!("the model publishes nothing"),
+            Op::Publish(_) | Op::Alarm(_) => unreachable!("the model publishes nothing"),
             Op::Put(put) => {
                 self.check_put(put)?;
                 Self::put(&mut state, next, put);
@@ -159,7 +159,7 @@ pub(super) fn revision_of(outcome: &Outcome) -> i64 {
         Outcome::Compaction(response) => &response.header,
         Outcome::LeaseGrant(response) => &response.header,
         Outcome::LeaseRevoke(response) => &response.header,
-        Outcome::Publish => unreachable!("the model publishes nothing"),
+        Outcome::Publish | Outcome::Alarm(_) => unreachable!("the model publishes nothing"),
     };
     header.as_ref().unwrap().revision
 }

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
+use store_proto::peer::AlarmChange;
+use store_proto::peer::alarm::Cause;
+
 use super::*;
 use crate::raft::types::MemberNode;
 use crate::snapshot::{SnapshotDir, verify};
@@ -16,7 +19,7 @@ fn furnish(mvcc: &Mvcc) {
         openraft::Membership::new(vec![[7].into()], BTreeMap::from([(7, node)])).unwrap();
     mvcc.apply(log_id(0), &EntryPayload::Membership(membership)).unwrap();
     let n1 = MemberAttributes { member_id: 7, name: "n1".into(), client_urls: vec!["c".into()] };
-    apply(mvcc, [Op::Publish(n1)]);
+    apply(mvcc, [Op::Publish(n1), alarm(7, true), alarm(8, true), alarm(9, true), alarm(8, false)]);
     apply(mvcc, [grant(1, 60), grant(-2, 90), put_with_lease("leased", 1)]);
     for round in 0..20 {
         apply(mvcc, (0..10).map(|n| put(&format!("key-{n}"), &format!("{round}"))));
@@ -26,11 +29,17 @@ fn furnish(mvcc: &Mvcc) {
     mvcc.apply(log_id(44), &EntryPayload::Blank).unwrap();
 }
 
+/// An alarm that refuses nothing here: another member's disk is full.
+fn alarm(member_id: u64, raised: bool) -> Op {
+    let (alarm, cause) = (AlarmType::Nospace.into(), Cause::Disk.into());
+    Op::Alarm(AlarmChange { alarm: Some(Alarm { member_id, alarm, cause }), raised })
+}
+
 /// Everything that a snapshot has to carry.
 fn describe(mvcc: &Mvcc) -> impl PartialEq + fmt::Debug + use<> {
     (
         (mvcc.applied(), mvcc.members(), mvcc.current_revision(), mvcc.compacted_revision()),
-        (mvcc.hash(0).unwrap(), mvcc.leases(), mvcc.lease_keys(1)),
+        (mvcc.hash(0).unwrap(), mvcc.leases(), mvcc.lease_keys(1), mvcc.alarms(AlarmType::None)),
         mvcc.range(&range("\0", "\0", 150)).unwrap(),
     )
 }
@@ -139,6 +148,126 @@ fn a_damaged_snapshot_leaves_the_state_as_it_was() {
     let mvcc = ready(open(&state, None));
     assert_eq!(describe(&mvcc), before);
     assert_eq!(engine_dirs(&temp.path().join("state")).len(), 1);
+}
+
+#[test]
+fn a_state_moves_to_fresh_files_while_everything_goes_on() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("state");
+    let snapshots = SnapshotDir::open(&temp.path().join("snapshots")).unwrap();
+    let limits = Limits { window_bytes: 10_000, batch_bytes: 10_000 };
+    let state = StateDir::new(&path, limits).unwrap();
+    let mvcc = ready(open(&state, None));
+    let twin = TestEngine::memory().open(0);
+    furnish(&mvcc);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for round in 0..400_i64 {
+                apply(&mvcc, [put("busy", "x"), put(&format!("key-{round}"), &"y".repeat(500))]);
+                apply(
+                    &mvcc,
+                    [delete("key-1", "key-3"), compact_at(100 + round), grant(100 + round, 9)],
+                );
+                mvcc.write_behind().unwrap();
+                mvcc.compact_step().unwrap();
+            }
+        });
+        let (mvcc, snapshots) = (&mvcc, &snapshots);
+        let reader = scope.spawn(move || {
+            while !writer.is_finished() {
+                mvcc.range(&range("", "\0", 0)).unwrap();
+                mvcc.hash(0).unwrap();
+                let history = mvcc.history(mvcc.compacted_revision() + 300, 5000);
+                assert!(!matches!(history, Err(HistoryError::Engine(_))), "{history:?}");
+                mvcc.write_snapshot(snapshots).unwrap();
+            }
+        });
+        let mut moves = 0;
+        while !reader.is_finished() || moves == 0 {
+            assert_eq!(state.defragment(mvcc, || false).unwrap(), Moved::Done);
+            moves += 1;
+        }
+    });
+    furnish(&twin);
+    for round in 0..400_i64 {
+        apply(&twin, [put("busy", "x"), put(&format!("key-{round}"), &"y".repeat(500))]);
+        apply(&twin, [delete("key-1", "key-3"), compact_at(100 + round), grant(100 + round, 9)]);
+    }
+    assert_eq!(describe(&mvcc), describe(&twin));
+    assert_eq!(engine_dirs(&path).len(), 1);
+
+    mvcc.flush().unwrap();
+    let (applied, _) = mvcc.applied();
+    drop((mvcc, state));
+    let state = StateDir::new(&path, limits).unwrap();
+    let mvcc = ready(open(&state, applied.as_ref()));
+    assert_eq!(describe(&mvcc), describe(&twin));
+}
+
+#[test]
+fn moving_shrinks_the_files() {
+    let temp = tempfile::tempdir().unwrap();
+    let state = StateDir::new(temp.path(), Limits::default()).unwrap();
+    let mvcc = ready(open(&state, None));
+    for round in 0..20 {
+        apply(&mvcc, (0..50).map(|n| put(&format!("key-{n}"), &format!("{round}").repeat(5000))));
+        mvcc.flush().unwrap();
+    }
+    apply(&mvcc, [compact_at(mvcc.current_revision()), delete("key-2", "key-9")]);
+    mvcc.flush().unwrap();
+    compact_all(&mvcc);
+    mvcc.flush().unwrap();
+    let before = (mvcc.size_bytes().unwrap(), describe(&mvcc));
+    assert_eq!(state.defragment(&mvcc, || false).unwrap(), Moved::Done);
+    assert!(mvcc.size_bytes().unwrap() < before.0 / 2, "{before:?} {:?}", mvcc.size_bytes());
+    assert_eq!(describe(&mvcc), before.1);
+    assert!(mvcc.in_use_bytes() < before.0);
+}
+
+#[test]
+fn a_move_that_is_cut_off_leaves_the_state_as_it_was() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("state");
+    let state = StateDir::new(&path, Limits::default()).unwrap();
+    let mvcc = ready(open(&state, None));
+    furnish(&mvcc);
+    mvcc.flush().unwrap();
+    let before = describe(&mvcc);
+    let fresh = || TestEngine::memory().get();
+    let failure = || Err(EngineError::Damaged("the rename failed".to_owned()));
+    assert!(mvcc.move_to(fresh(), || false, failure).is_err());
+    assert_eq!(mvcc.move_to(fresh(), || false, || Ok(false)).unwrap(), Moved::Replaced);
+    assert_eq!(state.defragment(&mvcc, || true).unwrap(), Moved::Stopped);
+    assert_eq!(engine_dirs(&path), ["engine-0000000000000001"]);
+    // A snapshot from the leader has the last word.
+    let replacing = state.replacing.lock();
+    assert_eq!(state.defragment(&mvcc, || false).unwrap(), Moved::Replaced);
+    drop(replacing);
+    assert_eq!(describe(&mvcc), before);
+
+    // Cut off by a crash after the copy: what was not put behind CURRENT goes at the next start.
+    let leftover = SledEngine::open(&path.join("engine-0000000000000008")).unwrap();
+    mvcc.move_to(Arc::new(leftover), || false, || Ok(false)).unwrap();
+    apply(&mvcc, [put("after", "1")]);
+    let before = describe(&mvcc);
+    mvcc.flush().unwrap();
+    drop((mvcc, state));
+    let state = StateDir::new(&path, Limits::default()).unwrap();
+    assert_eq!(describe(&ready(open(&state, None))), before);
+    assert_eq!(engine_dirs(&path), ["engine-0000000000000001"]);
+}
+
+#[test]
+fn an_engine_that_lost_a_record_is_not_moved() {
+    let engine = TestEngine::memory();
+    let mvcc = engine.open(0);
+    furnish(&mvcc);
+    mvcc.flush().unwrap();
+    let mut batch = crate::engine::WriteBatch::default();
+    batch.delete(keys::Key::record(Revision::first_of(130)).encode());
+    engine.get().write(batch).unwrap();
+    let error = mvcc.move_to(TestEngine::memory().get(), || false, || Ok(true)).unwrap_err();
+    assert!(error.to_string().contains("records instead of"), "{error}");
 }
 
 fn open(state: &StateDir, checkpoint: Option<&LogId>) -> Opened {

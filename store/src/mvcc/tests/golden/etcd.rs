@@ -118,7 +118,7 @@ impl Store for Etcd {
             Op::Compaction(request) => Outcome::Compaction(self.post("kv/compaction", &request)?),
             Op::LeaseGrant(request) => Outcome::LeaseGrant(self.post("lease/grant", &request)?),
             Op::LeaseRevoke(request) => Outcome::LeaseRevoke(self.post("lease/revoke", &request)?),
-            Op::Publish(_) => unreachable!("scripts publish nothing"),
+            Op::Publish(_) | Op::Alarm(_) => unreachable!("scripts publish nothing"),
         };
         self.revision = model::revision_of(&outcome);
         Ok(outcome)
