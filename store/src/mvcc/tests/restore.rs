@@ -19,7 +19,7 @@ fn furnish(mvcc: &Mvcc) {
         openraft::Membership::new(vec![[7].into()], BTreeMap::from([(7, node)])).unwrap();
     mvcc.apply(log_id(0), &EntryPayload::Membership(membership)).unwrap();
     let n1 = MemberAttributes { member_id: 7, name: "n1".into(), client_urls: vec!["c".into()] };
-    apply(mvcc, [Op::Publish(n1), alarm(7, true), alarm(8, true), alarm(9, true), alarm(8, false)]);
+    apply(mvcc, [Op::Publish(n1), alarm(8, true), alarm(9, true), alarm(8, false)]);
     apply(mvcc, [grant(1, 60), grant(-2, 90), put_with_lease("leased", 1)]);
     for round in 0..20 {
         apply(mvcc, (0..10).map(|n| put(&format!("key-{n}"), &format!("{round}"))));
@@ -166,7 +166,7 @@ fn a_state_moves_to_fresh_files_while_everything_goes_on() {
                 apply(&mvcc, [put("busy", "x"), put(&format!("key-{round}"), &"y".repeat(500))]);
                 apply(
                     &mvcc,
-                    [delete("key-1", "key-3"), compact_at(100 + round), grant(100 + round, 9)],
+                    [delete("key-1", "key-3"), compact_at(101 + round / 10), grant(100 + round, 9)],
                 );
                 mvcc.write_behind().unwrap();
                 mvcc.compact_step().unwrap();
@@ -191,7 +191,10 @@ fn a_state_moves_to_fresh_files_while_everything_goes_on() {
     furnish(&twin);
     for round in 0..400_i64 {
         apply(&twin, [put("busy", "x"), put(&format!("key-{round}"), &"y".repeat(500))]);
-        apply(&twin, [delete("key-1", "key-3"), compact_at(100 + round), grant(100 + round, 9)]);
+        apply(
+            &twin,
+            [delete("key-1", "key-3"), compact_at(101 + round / 10), grant(100 + round, 9)],
+        );
     }
     assert_eq!(describe(&mvcc), describe(&twin));
     assert_eq!(engine_dirs(&path).len(), 1);
@@ -217,10 +220,10 @@ fn moving_shrinks_the_files() {
     mvcc.flush().unwrap();
     compact_all(&mvcc);
     mvcc.flush().unwrap();
-    let before = (mvcc.size_bytes().unwrap(), describe(&mvcc));
+    let before = (mvcc.size_bytes().unwrap(), mvcc.hash(0).unwrap());
     assert_eq!(state.defragment(&mvcc, || false).unwrap(), Moved::Done);
     assert!(mvcc.size_bytes().unwrap() < before.0 / 2, "{before:?} {:?}", mvcc.size_bytes());
-    assert_eq!(describe(&mvcc), before.1);
+    assert_eq!(mvcc.hash(0).unwrap(), before.1);
     assert!(mvcc.in_use_bytes() < before.0);
 }
 
