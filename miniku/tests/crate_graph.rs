@@ -8,13 +8,14 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Each crate with the crates of the project that it is built from. Nothing else is allowed.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("miniku", &["apiserver", "controllers", "kubelet", "store"]),
     ("apiserver", &["api"]),
     ("controllers", &["api"]),
     ("kubelet", &["api"]),
     ("api", &["store-client"]),
     ("store-client", &["store-proto"]),
+    ("store-differential", &["store", "store-proto"]),
     ("store", &["store-proto"]),
     ("store-bench", &["store-proto"]),
     ("store-proto", &[]),

@@ -45,7 +45,8 @@ impl Cluster for ClusterServer {
             }
         });
         let members = members.collect();
-        Ok(Response::new(MemberListResponse { header: Some(self.0.header()), members }))
+        // As with etcd the answers of this service have no revision.
+        Ok(Response::new(MemberListResponse { header: Some(self.0.header_at(0)), members }))
     }
 
     async fn member_add(

@@ -37,6 +37,7 @@ mod lock;
 mod maintenance;
 pub(crate) mod serve;
 mod session;
+mod too_large;
 mod watch;
 
 /// The version of etcd whose API is spoken. Clients compare its digits.
@@ -65,13 +66,14 @@ pub(crate) fn client_router(member: &Arc<Member>) -> Router {
     };
     Routes::new(kv.max_decoding_message_size(max_bytes))
         .add_service(watch.max_decoding_message_size(max_bytes))
-        .add_service(lease)
-        .add_service(cluster)
-        .add_service(maintenance)
-        .add_service(lock)
+        .add_service(lease.max_decoding_message_size(max_bytes))
+        .add_service(cluster.max_decoding_message_size(max_bytes))
+        .add_service(maintenance.max_decoding_message_size(max_bytes))
+        .add_service(lock.max_decoding_message_size(max_bytes))
         .add_service(election.max_decoding_message_size(max_bytes))
         .add_service(grpc_health(member))
         .into_axum_router()
+        .layer(axum::middleware::map_response(too_large::mend))
         .merge(gateway::router(member))
         .route("/health", health)
         .route("/version", get(version))

@@ -8,6 +8,7 @@ use store_proto::etcdserverpb::watch_server::Watch;
 use store_proto::etcdserverpb::{WatchRequest, WatchResponse};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::too_large;
 use crate::error::RequestError;
 use crate::member::Member;
 use crate::watch::watch;
@@ -43,6 +44,7 @@ impl Watch for WatchServer {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        self.open(request.into_inner()).map(Response::new)
+        let requests = request.into_inner().map(|request| request.map_err(too_large::as_etcd));
+        self.open(requests).map(Response::new)
     }
 }

@@ -1,6 +1,6 @@
 //! One client's watch stream: requests in, responses out, as etcd answers them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::error::Error;
 use std::future;
 use std::pin::Pin;
@@ -58,6 +58,7 @@ where
         history,
         header,
         watches: BTreeMap::new(),
+        compacted_ids: BTreeSet::new(),
         next_watch_id: 0,
         progress_from: None,
         outbox: VecDeque::new(),
@@ -77,6 +78,9 @@ struct Session<H, F> {
     history: Arc<H>,
     header: F,
     watches: BTreeMap<i64, Watch>,
+    /// The ids of watches that a compaction ended. As with etcd they stay taken until the client
+    /// cancels them, too, which is answered once more.
+    compacted_ids: BTreeSet<i64>,
     next_watch_id: i64,
     /// A progress request waits until all events up to this revision have been sent.
     progress_from: Option<i64>,
@@ -179,10 +183,11 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
     /// Returns the new watch's id, or why there is none.
     fn subscribe(&mut self, request: &WatchCreateRequest, current: i64) -> Result<i64, String> {
         let range = watched_range(&request.key, &request.range_end).ok_or(EMPTY_RANGE)?;
-        if request.watch_id != 0 && self.watches.contains_key(&request.watch_id) {
+        if request.watch_id != 0 && self.is_taken(request.watch_id) {
             return Err(DUPLICATE_ID.to_owned());
         }
-        if self.watches.len() >= self.subscriptions.hub().limits().watchers_per_stream {
+        let ids = self.watches.len() + self.compacted_ids.len();
+        if ids >= self.subscriptions.hub().limits().watchers_per_stream {
             return Err(RequestError::TooManyRequests.to_string());
         }
         let watch_id = if request.watch_id == 0 { self.unused_id() } else { request.watch_id };
@@ -209,15 +214,19 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
     }
 
     fn unused_id(&mut self) -> i64 {
-        while self.watches.contains_key(&self.next_watch_id) {
+        while self.is_taken(self.next_watch_id) {
             self.next_watch_id += 1;
         }
         self.next_watch_id += 1;
         self.next_watch_id - 1
     }
 
+    fn is_taken(&self, watch_id: i64) -> bool {
+        self.watches.contains_key(&watch_id) || self.compacted_ids.contains(&watch_id)
+    }
+
     fn cancel(&mut self, watch_id: i64) {
-        if !self.forget(watch_id) {
+        if !self.forget(watch_id) && !self.compacted_ids.remove(&watch_id) {
             return;
         }
         self.outbox.push_back(WatchResponse {
@@ -266,6 +275,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
     /// etcd's header here carries no revision, and a reason is not given.
     fn cancel_compacted(&mut self, watch_id: i64) {
         self.forget(watch_id);
+        self.compacted_ids.insert(watch_id);
         self.outbox.push_back(WatchResponse {
             header: self.header_at(0),
             watch_id,

@@ -142,6 +142,12 @@ async fn a_start_below_the_compacted_revision_is_canceled_after_created() {
         assert!(canceled.canceled && !canceled.created);
         assert_eq!((canceled.watch_id, canceled.compact_revision), (5, 4));
         assert_eq!((canceled.cancel_reason.as_str(), revision(&canceled)), ("", 0));
+        // Until the client cancels it, too, its id stays taken.
+        let again = client.created(id(5, key("a"))).await;
+        assert_eq!((again.watch_id, again.canceled), (-1, true));
+        client.cancel(5);
+        let canceled = client.next().await;
+        assert!(canceled.canceled && canceled.watch_id == 5 && canceled.compact_revision == 0);
     }
     client.created(from(4, key("a"))).await;
     let response = client.next().await;
