@@ -24,10 +24,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use clap::{Args, Parser, Subcommand};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::generate::Plan;
 use crate::run::{Calls, Ended, Setup};

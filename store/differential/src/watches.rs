@@ -23,7 +23,7 @@ use store_proto::etcdserverpb::{
 };
 use store_proto::mvccpb::Event;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
@@ -47,14 +47,9 @@ pub(crate) struct WatchStream {
     requests: mpsc::Sender<WatchRequest>,
     heard: watch::Receiver<Heard>,
     sender: watch::Sender<Heard>,
-    reader: JoinHandle<()>,
+    /// Ends with it.
+    _reader: JoinSet<()>,
     next_own_id: i64,
-}
-
-impl Drop for WatchStream {
-    fn drop(&mut self) {
-        self.reader.abort();
-    }
 }
 
 /// What has come on a stream since it was last compared.
@@ -103,7 +98,8 @@ impl WatchStream {
         let (requests, received) = mpsc::channel(16);
         let (own_sender, heard) = watch::channel(Heard::default());
         let sender = own_sender.clone();
-        let reader = tokio::spawn(async move {
+        let mut reader = JoinSet::new();
+        reader.spawn(async move {
             let mut client =
                 WatchClient::new(channel).max_decoding_message_size(ANSWER_LIMIT_BYTES);
             let end = match client.watch(ReceiverStream::new(received)).await {
@@ -125,7 +121,8 @@ impl WatchStream {
             };
             sender.send_modify(|heard| heard.ended = Some(end));
         });
-        let stream = Self { requests, heard, sender: own_sender, reader, next_own_id: TAIL_ID + 1 };
+        let stream =
+            Self { requests, heard, sender: own_sender, _reader: reader, next_own_id: TAIL_ID + 1 };
         stream.create_own(TAIL_ID, 0).await?;
         Ok(stream)
     }

@@ -86,7 +86,7 @@ impl Random<'_> {
         let bytes = self.pick(&[OVER_GRPC_LIMIT_BYTES, OVER_REQUEST_LIMIT_BYTES]);
         let long = Bytes::from(vec![b'x'; bytes]);
         let key = Bytes::from_static(b"a");
-        let put = PutRequest { key: key.clone(), value: long.clone(), ..PutRequest::default() };
+        let put = PutRequest { key, value: long.clone(), ..PutRequest::default() };
         match self.rng.random_range(0..4) {
             0 => {
                 let put = RequestOp { request: Some(Request::RequestPut(put)) };

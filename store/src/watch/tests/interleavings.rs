@@ -1,6 +1,6 @@
 //! Random runs: what a stream tells is the filtered history, however it is stalled.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,6 +111,8 @@ impl Seen {
 struct Model {
     watches: BTreeMap<i64, Seen>,
     ended: Vec<Seen>,
+    /// The ids of watches that a compaction ended: they can be canceled once more.
+    compacted_ids: BTreeSet<i64>,
     /// Requests whose answer has not come yet, in order.
     creating: VecDeque<WatchCreateRequest>,
     progress_asked: Vec<i64>,
@@ -151,9 +153,16 @@ impl Model {
             }
             return;
         }
+        if response.canceled && self.compacted_ids.remove(&response.watch_id) {
+            assert_eq!(response.compact_revision, 0);
+            return;
+        }
         let seen =
             self.watches.get_mut(&response.watch_id).expect("a response of an unknown watch");
         if response.canceled {
+            if response.compact_revision != 0 {
+                self.compacted_ids.insert(response.watch_id);
+            }
             seen.canceled = true;
             seen.compacted_at = response.compact_revision;
             let seen = self.watches.remove(&response.watch_id).unwrap();
