@@ -9,15 +9,16 @@
 //! | with several members, a transaction that writes and reads at a revision that is not there | refuses it on the member that was asked, carries it out on the others | refuses it | etcd's members differ for good; etcd 3.5 corrected it |
 //! | a progress request while a watch of the stream starts in the future | answers at once | answers when that revision is reached | it would take the client back; etcd 3.5 corrected it |
 //! | a hash at the compacted revision | refuses it | answers | etcd 3.5 answers, too |
+//! | a watch from the compacted revision | does not hear of deletes in that very revision | does | etcd 3.5.19 keeps them, too |
 //! | an alarm request | without a header | with a header | etcd 3.5 added it |
 //!
-//! All but the last are not asked at all: it would end the real etcd, or part the two for good.
+//! All but the last two are not asked at all: it would end the real etcd, or part the two for good.
 
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use store_proto::etcdserverpb::{
-    RangeRequest, RequestOp, TxnRequest,
+    RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
     range_request::{SortOrder, SortTarget},
     request_op::Request,
 };
@@ -45,6 +46,11 @@ pub(crate) fn is_left_out(call: &Call, bearings: &Bearings, members: usize) -> b
 /// Whether a progress request is left out, on a stream with a watch that starts as late as that.
 pub(crate) fn is_progress_left_out(latest_start: i64, bearings: &Bearings) -> bool {
     latest_start > bearings.revision
+}
+
+/// The revision at which a watch's deletes are not compared.
+pub(crate) fn forgiven_deletes(request: &WatchCreateRequest, bearings: &Bearings) -> Option<i64> {
+    (request.start_revision == bearings.compacted).then_some(bearings.compacted)
 }
 
 fn ranges(txn: &TxnRequest) -> impl Iterator<Item = &RangeRequest> {

@@ -299,6 +299,10 @@ impl Pair {
                     return Err(self.different(number, "another id", ids));
                 }
                 if let Some(id) = id {
+                    if let Some(revision) = accepted::forgiven_deletes(request, &self.bearings) {
+                        let streams = self.streams.get(stream).expect("it was opened above");
+                        streams.both.iter().for_each(|one| one.forgive_deletes(id, revision));
+                    }
                     self.bearings.watches.entry(*stream).or_default().insert(id);
                 }
             }

@@ -21,7 +21,7 @@ use store_proto::etcdserverpb::watch_request::RequestUnion;
 use store_proto::etcdserverpb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
-use store_proto::mvccpb::Event;
+use store_proto::mvccpb::{Event, event::EventType};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -65,6 +65,8 @@ pub(crate) struct Heard {
     /// The ids of created watches, in their order.
     created: Vec<i64>,
     own: BTreeMap<i64, Own>,
+    /// Deletes at these revisions are not looked at.
+    forgiven: Vec<(Watch, i64)>,
     /// Rules that were broken.
     broken: Vec<String>,
     /// How the stream ended, which it should not.
@@ -161,6 +163,15 @@ impl WatchStream {
         Ok(self.heard.borrow().created.get(created).copied())
     }
 
+    /// Leaves a watch's deletes at one revision out of the comparison.
+    pub(crate) fn forgive_deletes(&self, watch_id: i64, revision: i64) {
+        self.sender.send_if_modified(|heard| {
+            let uses = heard.uses.get(&watch_id).copied().unwrap_or(0);
+            heard.forgiven.push(((watch_id, uses), revision));
+            false
+        });
+    }
+
     /// Cancels a watch, whether or not there is one with that id.
     pub(crate) async fn cancel(&mut self, watch_id: i64) -> Result<(), String> {
         self.send(Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id }))).await?;
@@ -236,6 +247,12 @@ pub(crate) fn compare(
     (one, one_ids): (&mut WatchStream, &LeaseIds),
     (other, other_ids): (&mut WatchStream, &LeaseIds),
 ) -> Option<[String; 2]> {
+    for stream in [&mut *one, &mut *other] {
+        stream.sender.send_if_modified(|heard| {
+            heard.drop_forgiven();
+            false
+        });
+    }
     let compared = {
         let (one, other) = (one.heard.borrow_and_update(), other.heard.borrow_and_update());
         if let Some(difference) = one.difference(one_ids, &other, other_ids) {
@@ -335,6 +352,16 @@ impl Heard {
             }
         }
         None
+    }
+
+    fn drop_forgiven(&mut self) {
+        for (watch, revision) in &self.forgiven {
+            if let Some(heards) = self.watches.get_mut(watch) {
+                heards.events.retain(|event| {
+                    event.r#type() != EventType::Delete || revision_of(event) != *revision
+                });
+            }
+        }
     }
 
     /// How much there is of everything.
