@@ -9,7 +9,7 @@
 //! | with several members, a transaction that writes and reads at a revision that is not there | refuses it on the member that was asked, carries it out on the others | refuses it | etcd's members differ for good; etcd 3.5 corrected it |
 //! | a progress request while a watch of the stream starts in the future | answers at once | answers when that revision is reached | it would take the client back; etcd 3.5 corrected it |
 //! | a hash at the compacted revision | refuses it | answers | etcd 3.5 answers, too |
-//! | a watch from the compacted revision | does not hear of deletes in that very revision | does | etcd 3.5.19 keeps them, too |
+//! | a watch from the compacted revision | does not hear of deletes in that very revision | does | etcd 3.5.16 keeps them, too |
 //! | an alarm request | without a header | with a header | etcd 3.5 added it |
 //!
 //! All but the last two are not asked at all: it would end the real etcd, or part the two for good.
