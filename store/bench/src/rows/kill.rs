@@ -35,7 +35,7 @@ pub(super) async fn measure(cluster: &mut Cluster, options: &Options) -> anyhow:
     }
     let worst = gaps.iter().copied().fold(0.0, f64::max);
     let line = Line::new(
-        "no put acknowledged: median, worst (ms)",
+        "no put acknowledged, default timeouts: median, worst (ms)",
         Better::Lower,
         vec![median(gaps), worst],
     );
