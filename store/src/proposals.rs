@@ -22,8 +22,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use prost::Message as _;
 use store_proto::peer::{Command, command};
 use tokio::sync::{Notify, oneshot};
 
@@ -56,11 +56,25 @@ struct Waiting {
 }
 
 struct Proposal {
-    command: Command,
+    /// The command as it stands in a batch. Encoded at once, because what a request was decoded to
+    /// holds on to the whole buffer that it came in.
+    encoded: Bytes,
     answer: oneshot::Sender<Answer>,
     /// The term to whose leader it was sent.
     sent_in: Option<u64>,
 }
+
+/// Writes that are to share one log entry.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    /// Their ids, in their order.
+    pub(crate) ids: Vec<u64>,
+    /// A [`store_proto::peer::Batch`] of them.
+    pub(crate) batch: Bytes,
+}
+
+/// The number of `Batch.commands`.
+const COMMANDS_FIELD: u32 = 1;
 
 impl Proposals {
     /// `first_id` must differ from run to run and from member to member: it is random. At most
@@ -85,15 +99,17 @@ impl Proposals {
             }
             let id = waiting.next_id;
             waiting.next_id = id.wrapping_add(1).max(NOBODY_WAITS + 1);
-            let command = Command { id, op: Some(op) };
-            waiting.by_id.insert(id, Proposal { command, answer, sent_in: None });
+            let encoded = encode(&Command { id, op: Some(op) });
+            waiting.by_id.insert(id, Proposal { encoded, answer, sent_in: None });
             waiting.queue.push_back(id);
             id
         };
         self.queued.notify_one();
         // Whoever goes away takes its proposal along, so that nothing is sent for nobody.
-        let _entry = RemoveOnDrop { proposals: self, id };
-        match tokio::time::timeout(timeout, answered).await {
+        let mut entry = RemoveOnDrop { proposals: self, id, is_there: true };
+        let answer = tokio::time::timeout(timeout, answered).await;
+        entry.is_there = false;
+        match answer {
             Ok(answer) => answer.unwrap_or(Err(RequestError::Stopped)),
             Err(_) => Err(self.reason_for_timeout(id)),
         }
@@ -118,24 +134,24 @@ impl Proposals {
         }
     }
 
-    /// The next writes for one log entry, marked as sent to the leader of `term`. May be empty.
-    pub(crate) fn next_batch(&self, term: u64) -> Vec<Command> {
+    /// The next writes for one log entry, marked as sent to the leader of `term`, if there are any.
+    pub(crate) fn next_batch(&self, term: u64) -> Option<Queued> {
         let mut waiting = self.waiting.lock();
         let waiting = &mut *waiting;
-        let mut batch = Vec::new();
-        let mut bytes = 0;
+        let (mut ids, mut parts, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some(id) = waiting.queue.front() {
             if let Some(proposal) = waiting.by_id.get_mut(id) {
-                bytes += proposal.command.encoded_len();
-                if batch.len() == BATCH_COMMANDS || (bytes > BATCH_BYTES && !batch.is_empty()) {
+                bytes += proposal.encoded.len();
+                if ids.len() == BATCH_COMMANDS || (bytes > BATCH_BYTES && !ids.is_empty()) {
                     break;
                 }
                 proposal.sent_in = Some(term);
-                batch.push(proposal.command.clone());
+                ids.push(*id);
+                parts.push(proposal.encoded.clone());
             }
             waiting.queue.pop_front();
         }
-        batch
+        if ids.is_empty() { None } else { Some(Queued { ids, batch: parts.concat().into() }) }
     }
 
     /// These were sent to the leader of `term` and certainly not taken into its log: they are sent
@@ -194,30 +210,49 @@ impl Proposals {
         }
     }
 
-    /// A write was applied; if it is one of this member's, its client gets the answer.
-    pub(crate) fn answer(&self, id: u64, answer: Answer) {
-        let proposal = self.waiting.lock().by_id.remove(&id);
-        if let Some(proposal) = proposal {
+    /// Writes were applied; the clients of those that are this member's get their answers.
+    pub(crate) fn answer(&self, answers: impl IntoIterator<Item = (u64, Answer)>) {
+        let mut waiting = self.waiting.lock();
+        let own: Vec<_> = answers
+            .into_iter()
+            .filter_map(|(id, answer)| Some((waiting.by_id.remove(&id)?.answer, answer)))
+            .collect();
+        drop(waiting);
+        for (asker, answer) in own {
             // The asker may have gone away in this very moment.
-            let _ = proposal.answer.send(answer);
+            let _ = asker.send(answer);
         }
     }
+}
+
+/// One element of a batch, with its framing: batches are such elements one behind the other.
+fn encode(command: &Command) -> Bytes {
+    let bytes = prost::encoding::message::encoded_len(COMMANDS_FIELD, command);
+    let mut encoded = BytesMut::with_capacity(bytes);
+    prost::encoding::message::encode(COMMANDS_FIELD, command, &mut encoded);
+    encoded.freeze()
 }
 
 struct RemoveOnDrop<'a> {
     proposals: &'a Proposals,
     id: u64,
+    /// Whether it may still be in the table.
+    is_there: bool,
 }
 
 impl Drop for RemoveOnDrop<'_> {
     fn drop(&mut self) {
-        self.proposals.waiting.lock().by_id.remove(&self.id);
+        if self.is_there {
+            self.proposals.waiting.lock().by_id.remove(&self.id);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
     use store_proto::etcdserverpb::{PutRequest, PutResponse};
+    use store_proto::peer::Batch;
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
@@ -245,8 +280,13 @@ mod tests {
         ))
     }
 
-    fn ids(batch: &[Command]) -> Vec<u64> {
-        batch.iter().map(|command| command.id).collect()
+    /// The ids of a batch that is as it should be; none when there is none.
+    fn ids(queued: Option<Queued>) -> Vec<u64> {
+        let Some(queued) = queued else { return Vec::new() };
+        let batch = Batch::decode(queued.batch).unwrap();
+        let ids: Vec<u64> = batch.commands.iter().map(|command| command.id).collect();
+        assert_eq!(ids, queued.ids);
+        ids
     }
 
     #[tokio::test(start_paused = true)]
@@ -254,9 +294,9 @@ mod tests {
         let proposals = Arc::new(Proposals::new(10, 100));
         let asked = start(&proposals, "a");
         proposals.any_queued().await;
-        assert_eq!(ids(&proposals.next_batch(1)), [10]);
-        proposals.answer(99, done());
-        proposals.answer(10, done());
+        assert_eq!(ids(proposals.next_batch(1)), [10]);
+        proposals.answer([(99, done())]);
+        proposals.answer([(10, done())]);
         assert!(asked.await.unwrap().is_ok());
     }
 
@@ -265,16 +305,16 @@ mod tests {
         let proposals = Arc::new(Proposals::new(10, 100));
         let tasks: Vec<_> = ["a", "b", "c"].map(|key| start(&proposals, key)).into();
         tokio::task::yield_now().await;
-        assert_eq!(ids(&proposals.next_batch(4)), [10, 11, 12]);
-        proposals.answer(11, done());
+        assert_eq!(ids(proposals.next_batch(4)), [10, 11, 12]);
+        proposals.answer([(11, done())]);
         proposals.term_began(4);
-        assert!(proposals.next_batch(4).is_empty(), "term 4 may still commit them");
+        assert!(proposals.next_batch(4).is_none(), "term 4 may still commit them");
         proposals.term_began(5);
-        assert_eq!(ids(&proposals.next_batch(5)), [10, 12]);
+        assert_eq!(ids(proposals.next_batch(5)), [10, 12]);
         proposals.term_began(5);
-        assert!(proposals.next_batch(5).is_empty());
+        assert!(proposals.next_batch(5).is_none());
         for id in [10, 12] {
-            proposals.answer(id, done());
+            proposals.answer([(id, done())]);
         }
         for task in tasks {
             assert!(task.await.unwrap().is_ok());
@@ -286,17 +326,17 @@ mod tests {
         let proposals = Arc::new(Proposals::new(10, 100));
         let asked = start(&proposals, "a");
         tokio::task::yield_now().await;
-        assert_eq!(ids(&proposals.next_batch(4)), [10]);
+        assert_eq!(ids(proposals.next_batch(4)), [10]);
         proposals.term_began(5);
         proposals.refused(4, &[10]);
-        assert_eq!(ids(&proposals.next_batch(5)), [10]);
+        assert_eq!(ids(proposals.next_batch(5)), [10]);
         proposals.refused(4, &[10]);
-        assert!(proposals.next_batch(5).is_empty(), "it is in the log of term 5");
+        assert!(proposals.next_batch(5).is_none(), "it is in the log of term 5");
         proposals.refused(5, &[10]);
         proposals.term_began(6);
-        assert_eq!(ids(&proposals.next_batch(6)), [10]);
-        assert!(proposals.next_batch(6).is_empty());
-        proposals.answer(10, done());
+        assert_eq!(ids(proposals.next_batch(6)), [10]);
+        assert!(proposals.next_batch(6).is_none());
+        proposals.answer([(10, done())]);
         assert!(asked.await.unwrap().is_ok());
     }
 
@@ -305,14 +345,14 @@ mod tests {
         let proposals = Arc::new(Proposals::new(10, 100));
         let sent = start(&proposals, "sent");
         tokio::task::yield_now().await;
-        assert_eq!(proposals.next_batch(4).len(), 1);
+        assert_eq!(ids(proposals.next_batch(4)), [10]);
         let queued = start(&proposals, "queued");
         tokio::task::yield_now().await;
         proposals.state_replaced();
         proposals.term_began(5);
         assert_eq!(sent.await.unwrap().unwrap_err(), RequestError::Timeout);
-        assert_eq!(ids(&proposals.next_batch(5)), [11]);
-        proposals.answer(11, done());
+        assert_eq!(ids(proposals.next_batch(5)), [11]);
+        proposals.answer([(11, done())]);
         assert!(queued.await.unwrap().is_ok());
     }
 
@@ -321,11 +361,11 @@ mod tests {
         let proposals = Arc::new(Proposals::new(10, 100));
         let (sent, unsent) = (start(&proposals, "sent"), start(&proposals, "unsent"));
         tokio::task::yield_now().await;
-        proposals.next_batch(4);
+        assert_eq!(ids(proposals.next_batch(4)), [10, 11]);
         proposals.refused(4, &[11]);
         assert_eq!(sent.await.unwrap().unwrap_err(), RequestError::Timeout);
         assert_eq!(unsent.await.unwrap().unwrap_err(), RequestError::NoLeader);
-        assert!(proposals.next_batch(5).is_empty(), "what nobody waits for is not sent");
+        assert!(proposals.next_batch(5).is_none(), "what nobody waits for is not sent");
     }
 
     #[tokio::test(start_paused = true)]
@@ -339,7 +379,7 @@ mod tests {
         let _ = first.await;
         let next = start(&proposals, "c");
         tokio::task::yield_now().await;
-        assert_eq!(ids(&proposals.next_batch(1)), [11]);
+        assert_eq!(ids(proposals.next_batch(1)), [11]);
         next.abort();
     }
 
@@ -353,7 +393,7 @@ mod tests {
         let sizes = [BATCH_BYTES + 1, BATCH_BYTES / 2, BATCH_BYTES / 2];
         let _asked = sizes.map(|bytes| start_op(&proposals, large(bytes)));
         tokio::task::yield_now().await;
-        let sizes: Vec<usize> = (0..3).map(|_| proposals.next_batch(1).len()).collect();
+        let sizes: Vec<usize> = (0..3).map(|_| ids(proposals.next_batch(1)).len()).collect();
         assert_eq!(sizes, [1, 1, 1]);
     }
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use openraft::errors::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use store_proto::peer;
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::leadership::Leadership;
 use crate::member::Member;
+use crate::proposals::Queued;
 use crate::raft::network::never_sent;
 use crate::raft::types::Batch;
 
@@ -41,15 +43,12 @@ pub(crate) async fn run(member: Arc<Member>) {
         while under_way.try_join_next().is_some() {}
         member.proposals.any_queued().await;
         let (term, leader) = member.wait_for_leader().await;
-        let commands = member.proposals.next_batch(term);
-        if commands.is_empty() {
-            continue;
-        }
+        let Some(Queued { ids, batch }) = member.proposals.next_batch(term) else { continue };
         let member = Arc::clone(&member);
         under_way.spawn(async move {
-            let ids: Vec<u64> = commands.iter().map(|command| command.id).collect();
-            let batch = Batch::new(commands);
             let submitted = if leader == member.id {
+                let batch =
+                    Batch::decode(batch).expect("the proposals encode what they were given");
                 lead(&member, term, batch).await
             } else {
                 forward(&member, term, leader, batch).await
@@ -78,9 +77,9 @@ pub(crate) async fn lead(member: &Member, term: u64, batch: Batch) -> Submitted 
     }
 }
 
-async fn forward(member: &Member, term: u64, leader: u64, batch: Batch) -> Submitted {
+async fn forward(member: &Member, term: u64, leader: u64, batch: Bytes) -> Submitted {
     let Some(mut peer) = member.peer(leader) else { return Submitted::Refused };
-    let request = peer::ProposeRequest { term, batch: batch.encoded().clone() };
+    let request = peer::ProposeRequest { term, batch };
     let mut leadership = member.leadership.clone();
     let expected = Leadership { term, leader: Some(leader) };
     tokio::select! {

@@ -6,6 +6,7 @@
 //! [`crate::mvcc::StateDir`]). It knows nothing of revisions; [`crate::mvcc`] decides what stands
 //! under which key.
 
+mod blocks;
 #[cfg(test)]
 mod memory;
 mod sled;

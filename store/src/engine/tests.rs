@@ -3,6 +3,8 @@
 use std::fs;
 use std::ops::ControlFlow;
 
+use proptest::prelude::*;
+
 use super::sled::MAX_VALUE_BYTES;
 use super::*;
 
@@ -60,6 +62,56 @@ fn the_later_operation_of_a_batch_wins() {
         engine.write(batch).unwrap();
         assert_eq!(collect(engine, &[0]..&[9], 9), [(vec![2], vec![2]), (vec![3], vec![3])]);
     });
+}
+
+/// Keys of which some stand in blocks, so few that they meet.
+fn changes() -> impl Strategy<Value = Vec<(Vec<u8>, Option<usize>)>> {
+    let key = (prop_oneof![Just(0x0f_u8), Just(0x10), Just(0x11)], 0..40_u8);
+    let change = (key, prop_oneof![1 => Just(None), 2 => (0..3000_usize).prop_map(Some)]);
+    prop::collection::vec(change.prop_map(|((kind, n), value)| (vec![kind, n], value)), 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sled_holds_what_memory_holds(
+        batches in prop::collection::vec(changes(), 1..12),
+        start in 0..40_u8,
+        end in 0..40_u8,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = MemoryEngine::default();
+        let mut sled = SledEngine::open(dir.path()).unwrap();
+        for (n, batch) in batches.iter().enumerate() {
+            for engine in [&memory as &dyn Engine, &sled] {
+                let mut written = WriteBatch::default();
+                for (key, value) in batch {
+                    match value {
+                        Some(len) => written.put(key.clone(), vec![n as u8; *len]),
+                        None => written.delete(key.clone()),
+                    }
+                }
+                engine.write(written).unwrap();
+            }
+            if n == batches.len() / 2 {
+                drop(sled);
+                sled = testing::once_unlocked(|| SledEngine::open(dir.path())).unwrap();
+            }
+        }
+        let whole = collect(&memory, &[0]..&[0xff], usize::MAX);
+        prop_assert_eq!(&collect(&sled, &[0]..&[0xff], usize::MAX), &whole);
+        let part = |engine| collect(engine, &[0x0f, start]..&[0x10, end], usize::MAX);
+        prop_assert_eq!(part(&sled), part(&memory));
+        let part = |engine| collect(engine, &[0x10, start]..&[0x11, end], 7);
+        prop_assert_eq!(part(&sled), part(&memory));
+        for kind in [0x0f, 0x10, 0x11] {
+            for n in 0..40 {
+                let key = [kind, n];
+                prop_assert_eq!(sled.get(&key).unwrap(), memory.get(&key).unwrap());
+            }
+        }
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@
 use super::revision::Revision;
 
 /// The version of the whole layout; an engine with another one is not read.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 const FORMAT: u8 = 0x01;
 const APPLIED: u8 = 0x02;

@@ -51,8 +51,8 @@ impl Applier {
         let applied = self.storage.mvcc.apply(log_id, &entry.payload).map_err(io::Error::other)?;
         self.hub.publish(&applied.revisions);
         if let EntryPayload::Normal(batch) = &entry.payload {
-            for (command, answer) in batch.commands().iter().zip(applied.results) {
-                match &answer {
+            for (command, answer) in batch.commands().iter().zip(&applied.results) {
+                match answer {
                     Ok(Outcome::LeaseGrant(granted)) => {
                         self.leases.granted(granted.id, granted.ttl, now);
                     }
@@ -65,8 +65,9 @@ impl Applier {
                     }
                     _ => {}
                 }
-                self.proposals.answer(command.id, answer);
             }
+            let ids = batch.commands().iter().map(|command| command.id);
+            self.proposals.answer(ids.zip(applied.results));
         }
         self.applied_index.send_replace(log_id.index());
         Ok(())
