@@ -125,9 +125,14 @@ impl Proposals {
 
     /// Waits until there is something to send.
     pub(crate) async fn any_queued(&self) {
+        self.queued_at_least(1).await;
+    }
+
+    /// Waits until so many are to be sent.
+    pub(crate) async fn queued_at_least(&self, count: usize) {
         loop {
             let queued = self.queued.notified();
-            if !self.waiting.lock().queue.is_empty() {
+            if self.waiting.lock().queue.len() >= count {
                 return;
             }
             queued.await;

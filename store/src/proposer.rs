@@ -21,6 +21,10 @@ use crate::raft::types::Batch;
 
 /// Batches under way at once.
 const BATCHES_IN_FLIGHT: usize = 4;
+/// While batches are under way, the next one is sent as soon as it has this many writes…
+const FULL_ENOUGH_COMMANDS: usize = 16;
+/// …or has waited for this long, or one of the others is done.
+const GATHER_TIME: Duration = Duration::from_millis(1);
 /// After the leader refused or could not be reached, how long until the next try.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -36,12 +40,23 @@ pub(crate) enum Submitted {
 
 /// Sends what waits in the member's proposals. Never ends.
 pub(crate) async fn run(member: Arc<Member>) {
-    let slots = Arc::new(Semaphore::new(BATCHES_IN_FLIGHT));
+    let slots = Arc::new(Semaphore::new(
+        std::env::var("SLOTS").map_or(BATCHES_IN_FLIGHT, |s| s.parse().unwrap()),
+    ));
     let mut under_way = JoinSet::new();
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
         while under_way.try_join_next().is_some() {}
         member.proposals.any_queued().await;
+        if !under_way.is_empty() {
+            // An entry costs every member as much as some ten writes do: a further one is worth it for
+            // that many, or when the ones under way take their time.
+            tokio::select! {
+                () = member.proposals.queued_at_least(FULL_ENOUGH_COMMANDS) => {}
+                _ = under_way.join_next() => {}
+                () = tokio::time::sleep(GATHER_TIME) => {}
+            }
+        }
         let (term, leader) = member.wait_for_leader().await;
         let Some(Queued { ids, batch }) = member.proposals.next_batch(term) else { continue };
         let member = Arc::clone(&member);

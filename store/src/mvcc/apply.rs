@@ -9,7 +9,7 @@ use openraft::EntryPayload;
 use store_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
     LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest,
-    PutResponse, ResponseHeader, TxnResponse,
+    PutResponse, ResponseHeader, TxnResponse, compare::CompareTarget, request_op::Request,
 };
 use store_proto::peer::{self, Alarm, AlarmChange, command::Op};
 
@@ -47,6 +47,38 @@ pub(crate) struct Applied {
     pub(crate) results: Vec<Result<Outcome, RequestError>>,
     /// The revisions that it made, in order.
     pub(crate) revisions: Vec<Arc<RevisionEvents>>,
+}
+
+/// Whether applying this takes little time and never the disk, whatever the state is: puts,
+/// deletes of one key, and transactions of these, that need no earlier value.
+pub(crate) fn is_quick(op: &Op) -> bool {
+    match op {
+        Op::Put(put) => is_quick_put(put),
+        Op::DeleteRange(delete) => is_quick_delete(delete),
+        Op::Txn(txn) => {
+            let compares = txn.compare.iter().all(|compare| {
+                compare.range_end.is_empty() && compare.target() != CompareTarget::Value
+            });
+            compares
+                && txn.success.iter().chain(&txn.failure).all(|operation| {
+                    match &operation.request {
+                        Some(Request::RequestPut(put)) => is_quick_put(put),
+                        Some(Request::RequestDeleteRange(delete)) => is_quick_delete(delete),
+                        _ => false,
+                    }
+                })
+        }
+        Op::Compaction(_) | Op::LeaseGrant(_) | Op::Publish(_) => true,
+        Op::LeaseRevoke(_) => false,
+    }
+}
+
+fn is_quick_put(put: &PutRequest) -> bool {
+    !(put.prev_kv || put.ignore_value || put.ignore_lease)
+}
+
+fn is_quick_delete(delete: &DeleteRangeRequest) -> bool {
+    delete.range_end.is_empty() && !delete.prev_kv
 }
 
 impl Mvcc {

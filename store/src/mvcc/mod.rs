@@ -55,7 +55,7 @@ use store_proto::peer::{Alarm, MemberAttributes};
 use tokio::sync::watch;
 
 pub(crate) use self::alarm::Restrictions;
-pub(crate) use self::apply::Outcome;
+pub(crate) use self::apply::{Outcome, is_quick};
 pub(crate) use self::check::{check_delete_range, check_put, check_range, check_txn};
 pub(crate) use self::compact::CompactStep;
 pub(crate) use self::defragment::Moved;

@@ -88,6 +88,7 @@ impl LogStore {
     /// Waits until everything is durable, and closes the log: the directory can be opened again,
     /// and whatever is still asked of this one fails.
     pub(crate) async fn close(&self) -> Result<(), WalError> {
+        self.submit(None, View::take_committed).await?;
         self.shared.wal.close().await
     }
 
@@ -100,7 +101,8 @@ impl LogStore {
         let slot = self.shared.wal.reserve(ENTRY_BYTES).await?;
         let mut view = self.shared.view.lock();
         if let Some(record) = change(&mut view) {
-            slot.submit(vec![record], done);
+            let records = view.take_committed().into_iter().chain([record]).collect();
+            slot.submit(records, done);
         }
         Ok(())
     }
@@ -138,6 +140,8 @@ impl LogStore {
 struct View {
     vote: Option<Vote>,
     committed: Option<LogId>,
+    /// Whether `committed` is not queued for the disk yet: it goes along with the next record.
+    committed_waits: bool,
     checkpoint: Option<LogId>,
     purged: Option<LogId>,
     /// The last entry, or the last purged one if there is none.
@@ -164,6 +168,7 @@ impl View {
         Self {
             vote: recovered.vote,
             committed: recovered.committed,
+            committed_waits: false,
             checkpoint: recovered.checkpoint,
             purged: recovered.purged,
             last: recovered.last,
@@ -232,10 +237,15 @@ impl View {
         Record::Vote(vote)
     }
 
-    fn save_committed(&mut self, committed: Option<LogId>) -> Option<Record> {
-        let news = self.committed != committed;
+    /// What is committed only shortens the way to the first applied state after a start, so it is not
+    /// worth waking the writer for with every commit.
+    fn save_committed(&mut self, committed: Option<LogId>) {
+        self.committed_waits |= self.committed != committed;
         self.committed = committed;
-        news.then_some(Record::Committed(committed))
+    }
+
+    fn take_committed(&mut self) -> Option<Record> {
+        std::mem::take(&mut self.committed_waits).then_some(Record::Committed(self.committed))
     }
 
     fn note_checkpoint(&mut self, checkpoint: LogId) -> Option<Record> {
@@ -408,7 +418,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        Ok(self.submit(None, |view| view.save_committed(committed)).await?)
+        self.shared.view.lock().save_committed(committed);
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
@@ -429,7 +440,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let slot = self.shared.wal.reserve(bytes).await?;
         let mut view = self.shared.view.lock();
         view.check(&entries)?;
-        let records = entries.iter().cloned().map(Record::Entry).collect();
+        let entry_records = entries.iter().cloned().map(Record::Entry);
+        let records = view.take_committed().into_iter().chain(entry_records).collect();
         let done = Box::new(|result: Result<(), WalError>| {
             callback.io_completed(result.map_err(io::Error::from));
         });
