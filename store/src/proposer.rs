@@ -40,9 +40,7 @@ pub(crate) enum Submitted {
 
 /// Sends what waits in the member's proposals. Never ends.
 pub(crate) async fn run(member: Arc<Member>) {
-    let slots = Arc::new(Semaphore::new(
-        std::env::var("SLOTS").map_or(BATCHES_IN_FLIGHT, |s| s.parse().unwrap()),
-    ));
+    let slots = Arc::new(Semaphore::new(BATCHES_IN_FLIGHT));
     let mut under_way = JoinSet::new();
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");

@@ -69,7 +69,7 @@ pub(crate) fn is_quick(op: &Op) -> bool {
                 })
         }
         Op::Compaction(_) | Op::LeaseGrant(_) | Op::Publish(_) => true,
-        Op::LeaseRevoke(_) => false,
+        Op::LeaseRevoke(_) | Op::Alarm(_) => false,
     }
 }
 
