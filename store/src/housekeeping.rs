@@ -17,8 +17,14 @@ use crate::start::Error;
 const WRITE_BEHIND_INTERVAL: Duration = Duration::from_millis(50);
 /// Between two times that the state is flushed and the log told about it.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(2);
+/// After so many batches it is looked whether the state is to be flushed.
+const BATCHES_AT_ONCE: usize = 16;
+/// An engine that has not taken them by then hangs.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(60);
 const COMPACTION_INTERVAL: Duration = Duration::from_millis(100);
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
+/// On a disk that is nearly full, a snapshot is taken for so much log: a segment.
+const LOW_DISK_LOG_BYTES: u64 = 16 << 20;
 
 /// Hands applied entries to the engine, a batch at a time. Ends when the engine fails.
 pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore) -> Error {
@@ -28,14 +34,24 @@ pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore) -> Error {
         interval.tick().await;
         let writing = mvcc.clone();
         let written = blocking(move || {
-            while !writing.write_behind().map_err(std::io::Error::other)?.is_idle {}
-            Ok(())
+            for _ in 0..BATCHES_AT_ONCE {
+                if writing.write_behind().map_err(std::io::Error::other)?.is_idle {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
         });
-        if let Err(error) = written.await {
-            return Error::write("the state", error);
+        // An engine that hangs would fill the memory and then hold up everything else.
+        match tokio::time::timeout(ENGINE_TIMEOUT, written).await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => interval.reset_immediately(),
+            Ok(Err(error)) => return Error::write("the state", error),
+            Err(late) => return Error::write("the state", late),
         }
         if Instant::now() >= next_checkpoint {
-            checkpoint(&mvcc, &log).await;
+            if tokio::time::timeout(ENGINE_TIMEOUT, checkpoint(&mvcc, &log)).await.is_err() {
+                tracing::error!("the state engine hangs");
+            }
             next_checkpoint = Instant::now() + CHECKPOINT_INTERVAL;
         }
     }
@@ -83,7 +99,9 @@ pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64
         let purgeable_bytes = log.purgeable_bytes(applied);
         // Purging makes the log shorter than it was when the last snapshot was taken.
         covered_bytes = purgeable_bytes.min(covered_bytes);
-        if purgeable_bytes - covered_bytes < log_bytes {
+        // On a full disk the log is the first to give something back.
+        let enough_bytes = if member.space.is_disk_low() { LOW_DISK_LOG_BYTES } else { log_bytes };
+        if purgeable_bytes - covered_bytes < enough_bytes.min(log_bytes) {
             continue;
         }
         tracing::info!(index = applied, "the log has outgrown the last snapshot");

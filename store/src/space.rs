@@ -27,6 +27,8 @@ use store_proto::peer::alarm::Cause;
 use store_proto::peer::command::Op;
 use store_proto::peer::{Alarm, AlarmChange};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::error::RequestError;
 use crate::member::Member;
@@ -42,6 +44,12 @@ const QUOTA_MARGIN: u64 = 16;
 const RESERVE_MARGIN: u64 = 4;
 /// Below this part of the reserve a member ends.
 const RESERVE_END: u64 = 4;
+
+/// On a full disk the state is rewritten once its files take so many times what they hold, …
+const REWRITE_FACTOR: u64 = 2;
+/// … and so much more, as fresh files take some at once.
+const REWRITE_BYTES: u64 = 4 << 20;
+const REWRITE_PAUSE: Duration = Duration::from_secs(10);
 
 /// How much room a member may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,12 +114,17 @@ fn wanted(limits: &SpaceLimits, seen: Observed, raised: Option<Cause>) -> Option
         let limit = if is_close { SpaceLimits::resume_below(quota) } else { quota };
         seen.in_use_bytes >= limit
     });
-    let is_disk_low = seen.free_bytes.is_some_and(|free| {
-        let reserve = limits.reserve_bytes;
-        let margin = if raised == Some(Cause::Disk) { reserve / RESERVE_MARGIN } else { 0 };
-        free < reserve + margin
-    });
-    if exceeds_quota { Some(Cause::Quota) } else { is_disk_low.then_some(Cause::Disk) }
+    if exceeds_quota {
+        Some(Cause::Quota)
+    } else {
+        is_low(limits, seen, raised).then_some(Cause::Disk)
+    }
+}
+
+fn is_low(limits: &SpaceLimits, seen: Observed, raised: Option<Cause>) -> bool {
+    let reserve = limits.reserve_bytes;
+    let margin = if raised == Some(Cause::Disk) { reserve / RESERVE_MARGIN } else { 0 };
+    seen.free_bytes.is_some_and(|free| free < reserve.saturating_add(margin))
 }
 
 /// What has to be told to the cluster, if anything.
@@ -132,12 +145,19 @@ pub(crate) struct Space {
     limits: SpaceLimits,
     data_dir: PathBuf,
     refused: AtomicBool,
+    is_disk_low: AtomicBool,
     look: Notify,
 }
 
 impl Space {
     pub(crate) fn new(limits: SpaceLimits, data_dir: PathBuf) -> Self {
-        Self { limits, data_dir, refused: AtomicBool::new(false), look: Notify::new() }
+        let (refused, is_disk_low) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { limits, data_dir, refused, is_disk_low, look: Notify::new() }
+    }
+
+    /// Whether this member's disk is nearly full, as far as it has looked.
+    pub(crate) fn is_disk_low(&self) -> bool {
+        self.is_disk_low.load(Ordering::Relaxed)
     }
 
     /// Refuses to write `bytes` more to the disk where that would use up the reserve. Blocks.
@@ -216,7 +236,8 @@ fn free_bytes(path: &Path) -> io::Result<u64> {
 pub(crate) async fn watch_over(member: Arc<Member>) -> DiskFull {
     let Space { limits, data_dir, .. } = &*member.space;
     let mut interval = tokio::time::interval(LOOK_INTERVAL);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut relief = Relief::default();
     loop {
         tokio::select! {
             _ = interval.tick() => {}
@@ -239,6 +260,11 @@ pub(crate) async fn watch_over(member: Arc<Member>) -> DiskFull {
             refused: member.space.refused.swap(false, Ordering::Relaxed),
         };
         let raised = member.own_alarm();
+        let is_disk_low = is_low(limits, seen, raised);
+        member.space.is_disk_low.store(is_disk_low, Ordering::Relaxed);
+        if is_disk_low {
+            relief.rewrite(&member);
+        }
         let Some((cause, raise)) = change(raised, wanted(limits, seen, raised)) else { continue };
         let alarm =
             Alarm { member_id: member.id, alarm: AlarmType::Nospace.into(), cause: cause.into() };
@@ -252,14 +278,40 @@ pub(crate) async fn watch_over(member: Arc<Member>) -> DiskFull {
     }
 }
 
+/// Gives a full disk back what the state's files take without need, now and then.
+#[derive(Default)]
+struct Relief {
+    rewrites: JoinSet<()>,
+    last: Option<Instant>,
+}
+
+impl Relief {
+    fn rewrite(&mut self, member: &Arc<Member>) {
+        let on_disk = member.mvcc.size_bytes().unwrap_or(0);
+        let is_worthwhile = on_disk / REWRITE_FACTOR > member.mvcc.in_use_bytes() + REWRITE_BYTES;
+        let is_due = self.last.is_none_or(|last| last.elapsed() >= REWRITE_PAUSE);
+        if !is_worthwhile || !is_due {
+            return;
+        }
+        while self.rewrites.try_join_next().is_some() {}
+        self.last = Some(Instant::now());
+        let member = Arc::clone(member);
+        self.rewrites.spawn(async move {
+            if let Err(status) = member.defragment().await {
+                tracing::warn!(reason = status.message(), "the state could not be rewritten");
+            }
+        });
+    }
+}
+
 fn tell(limits: &SpaceLimits, seen: Observed, cause: Cause, raised: bool) {
     let Observed { in_use_bytes, free_bytes, .. } = seen;
     match (raised, cause) {
         (true, Cause::Disk) => tracing::warn!(
             free_bytes,
             reserve_bytes = limits.reserve_bytes,
-            "alarm NOSPACE: this member's disk is nearly full; make room on it, or delete keys, \
-             compact and defragment"
+            "alarm NOSPACE: this member's disk is nearly full; make room on it, or delete keys and \
+             compact"
         ),
         (true, _) => tracing::warn!(
             in_use_bytes,

@@ -159,7 +159,10 @@ impl Running {
         if let Err(error) = self.member.raft.shutdown().await {
             tracing::warn!(%error, "consensus ended badly");
         }
-        housekeeping::checkpoint(&self.member.mvcc, &self.log).await;
+        let checkpoint = housekeeping::checkpoint(&self.member.mvcc, &self.log);
+        if tokio::time::timeout(Duration::from_secs(5), checkpoint).await.is_err() {
+            tracing::warn!("the state could not be brought to disk in time; the log has it");
+        }
         if let Err(error) = self.log.close().await {
             tracing::warn!(%error, "the log was not closed in order");
         }

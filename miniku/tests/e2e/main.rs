@@ -9,8 +9,10 @@
 
 #![allow(clippy::print_stdout, reason = "the runner shows it when a test fails")]
 
+mod compaction_at_size;
 mod containers;
 mod damage;
+mod disk_full;
 mod etcdctl;
 mod failover;
 mod flat_api;

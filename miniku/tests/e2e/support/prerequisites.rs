@@ -9,6 +9,8 @@ pub(crate) enum Need {
     Etcd,
     Etcdctl,
     Curl,
+    /// The right to mount a file system.
+    Root,
     /// A running engine, its command line, and the images of `scripts/test-images`.
     Docker,
 }
@@ -37,6 +39,9 @@ impl Need {
             }
             Need::Curl if !runs("curl", &["--version"]) => {
                 Some("curl is not installed: apt-get install curl")
+            }
+            Need::Root if !rustix::process::geteuid().is_root() => {
+                Some("only root may mount the small file systems that it needs")
             }
             Need::Docker if !runs("docker", &["version"]) => {
                 Some("no Docker Engine answers: `docker version` says why")

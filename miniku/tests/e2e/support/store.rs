@@ -236,6 +236,29 @@ impl Member {
         within_deadline(self.kv().compact(in_time(compact))).await.map(drop)
     }
 
+    /// Compacts the history, and does not wait for what follows.
+    pub(crate) async fn compact_now(&self, revision: i64) -> Result<(), Status> {
+        let compact = CompactionRequest { revision, physical: false };
+        within_deadline(self.kv().compact(in_time(compact))).await.map(drop)
+    }
+
+    /// The current revision.
+    pub(crate) async fn revision(&self) -> i64 {
+        let status = self.status().await.expect("it runs");
+        status.header.map_or(0, |header| header.revision)
+    }
+
+    /// How many keys there are.
+    pub(crate) async fn count(&self) -> i64 {
+        let all = RangeRequest {
+            key: vec![0].into(),
+            range_end: vec![0].into(),
+            count_only: true,
+            ..Default::default()
+        };
+        self.range(all).await.expect("it runs").count
+    }
+
     /// What a key held at a revision.
     pub(crate) async fn at(&self, key: &str, revision: i64) -> Result<RangeResponse, Status> {
         self.range(RangeRequest { key: key.to_owned().into(), revision, ..Default::default() })
