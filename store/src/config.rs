@@ -73,7 +73,8 @@ pub struct Config {
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_name = "BYTES")]
     pub quota_backend_bytes: i64,
 
-    /// Bytes that are left free on the disk of --data-dir: with less, the alarm NOSPACE is raised,
+    /// Bytes that are left free on the disk of --data-dir, beside as many as are in use, which a
+    /// snapshot takes: with less, the alarm NOSPACE is raised,
     /// with a quarter of it the member ends. 0: the disk is not looked at.
     #[arg(long, default_value_t = 128 << 20, value_name = "BYTES")]
     pub disk_reserve_bytes: u64,

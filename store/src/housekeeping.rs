@@ -104,6 +104,13 @@ pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64
         if purgeable_bytes - covered_bytes < enough_bytes.min(log_bytes) {
             continue;
         }
+        let (space, in_use_bytes) = (Arc::clone(&member.space), member.mvcc.in_use_bytes());
+        let checked =
+            blocking(move || space.check_rewrite(in_use_bytes).map_err(std::io::Error::other));
+        if checked.await.is_err() {
+            // The alarm says so already.
+            continue;
+        }
         tracing::info!(index = applied, "the log has outgrown the last snapshot");
         if member.raft.trigger().snapshot().await.is_ok() {
             covered_bytes = purgeable_bytes;

@@ -13,6 +13,7 @@
 //! ```text
 //! quota 2 GiB:      raised at 2 GiB in use             taken back below 1.875 GiB
 //! reserve 128 MiB:  raised below 128 MiB free          taken back above 160 MiB
+//!                   (each and as much as is in use: a snapshot has to find room)
 //!                   below 32 MiB free the member ends: the log could fail at any time
 //! ```
 
@@ -124,7 +125,9 @@ fn wanted(limits: &SpaceLimits, seen: Observed, raised: Option<Cause>) -> Option
 fn is_low(limits: &SpaceLimits, seen: Observed, raised: Option<Cause>) -> bool {
     let reserve = limits.reserve_bytes;
     let margin = if raised == Some(Cause::Disk) { reserve / RESERVE_MARGIN } else { 0 };
-    seen.free_bytes.is_some_and(|free| free < reserve.saturating_add(margin))
+    // A snapshot, and the state rewritten, take as much as is in use.
+    let needed = reserve.saturating_add(margin).saturating_add(seen.in_use_bytes);
+    seen.free_bytes.is_some_and(|free| free < needed)
 }
 
 /// What has to be told to the cluster, if anything.
@@ -340,13 +343,14 @@ mod tests {
         use Cause::{Client, Disk, Quota};
         let cases = [
             // In use, free, refused, raised; wanted.
-            (1599, 1000, false, None, None),
-            (1600, 1000, false, None, Some(Quota)),
-            (1500, 1000, false, Some(Quota), Some(Quota)),
-            (1499, 1000, false, Some(Quota), None),
-            (1500, 1000, true, None, Some(Quota)),
+            (1599, 1999, false, None, None),
+            (1599, 1998, false, None, Some(Disk)),
+            (1600, 9000, false, None, Some(Quota)),
+            (1500, 9000, false, Some(Quota), Some(Quota)),
+            (1499, 9000, false, Some(Quota), None),
+            (1500, 9000, true, None, Some(Quota)),
             // One large request is no reason to refuse all others.
-            (1499, 1000, true, None, None),
+            (1499, 9000, true, None, None),
             (0, 400, false, None, None),
             (0, 399, false, None, Some(Disk)),
             (0, 499, false, Some(Disk), Some(Disk)),
