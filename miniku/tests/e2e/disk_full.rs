@@ -12,10 +12,10 @@ use crate::support::store::{Kind, Store};
 use crate::support::wait::{holds, wait_for};
 
 const NO_SPACE: &str = "etcdserver: mvcc: database space exceeded";
-const DISK_BYTES: u64 = 120 << 20;
-const RESERVE_BYTES: u64 = 24 << 20;
+const DISK_BYTES: u64 = 240 << 20;
+const RESERVE_BYTES: u64 = 64 << 20;
 /// A small disk has room for a few segments and snapshots only.
-const FLAGS: [&str; 2] = ["--disk-reserve-bytes=25165824", "--snapshot-log-bytes=8388608"];
+const FLAGS: [&str; 2] = ["--disk-reserve-bytes=67108864", "--snapshot-log-bytes=8388608"];
 
 /// A file system of its own, for as long as this lives.
 struct Disk(PathBuf);
