@@ -8,6 +8,11 @@ use store_proto::etcdserverpb::{
     MemberListResponse, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusResponse,
     TxnRequest, TxnResponse, WatchCancelRequest, WatchCreateRequest,
 };
+use store_proto::v3electionpb::{
+    CampaignRequest, CampaignResponse, LeaderRequest, LeaderResponse, ProclaimRequest,
+    ProclaimResponse, ResignRequest, ResignResponse,
+};
+use store_proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 
 /// One call, and on which of the members it is made.
 #[derive(Clone, Debug)]
@@ -36,6 +41,12 @@ pub(crate) enum Call {
     Alarm(AlarmRequest),
     Status,
     HashKv(HashKvRequest),
+    Lock(LockRequest),
+    Unlock(UnlockRequest),
+    Campaign(CampaignRequest),
+    Proclaim(ProclaimRequest),
+    Leader(LeaderRequest),
+    Resign(ResignRequest),
     /// On the watch stream of that number.
     WatchCreate(usize, WatchCreateRequest),
     WatchCancel(usize, WatchCancelRequest),
@@ -66,6 +77,12 @@ pub(crate) enum Reply {
     Alarm(AlarmResponse),
     Status(StatusResponse),
     HashKv(HashKvResponse),
+    Lock(LockResponse),
+    Unlock(UnlockResponse),
+    Campaign(CampaignResponse),
+    Proclaim(ProclaimResponse),
+    Leader(LeaderResponse),
+    Resign(ResignResponse),
 }
 
 /// An answer as it is compared: without what may differ, spelled out field by field.

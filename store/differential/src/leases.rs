@@ -95,6 +95,7 @@ impl LeaseIds {
             Reply::LeaseKeepAlive(kept) => {
                 kept.iter_mut().for_each(|response| self.to_name(&mut response.id));
             }
+            Reply::Leader(leader) => self.rename_kvs(leader.kv.as_mut_slice()),
             _ => {}
         }
     }

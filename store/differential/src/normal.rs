@@ -41,7 +41,17 @@ pub(crate) fn answer(result: Result<Reply, Status>, ids: &LeaseIds) -> Answer {
         }
         Reply::MemberList(list) => member_list(list),
         // etcd 3.4 leaves it out, 3.5 does not.
-        Reply::Alarm(alarm) => alarm.header = None,
+        Reply::Alarm(alarm) => {
+            alarm.header = None;
+            // etcd's order is that of a hash map.
+            alarm.alarms.sort_by_key(|alarm| (alarm.alarm, alarm.member_id));
+        }
+        Reply::Lock(lock) => strip(&mut lock.header),
+        Reply::Unlock(unlock) => strip(&mut unlock.header),
+        Reply::Campaign(campaign) => strip(&mut campaign.header),
+        Reply::Proclaim(proclaim) => strip(&mut proclaim.header),
+        Reply::Leader(leader) => strip(&mut leader.header),
+        Reply::Resign(resign) => strip(&mut resign.header),
         Reply::Status(status) => member_status(status),
         Reply::HashKv(hash) => {
             strip(&mut hash.header);
@@ -87,6 +97,7 @@ fn member_list(list: &mut MemberListResponse) {
 
 fn member_status(status: &mut StatusResponse) {
     strip(&mut status.header);
+    status.errors.sort();
     status.version.clear();
     status.db_size = status.db_size.min(1);
     status.db_size_in_use = status.db_size_in_use.min(1);

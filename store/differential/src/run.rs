@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use store_proto::etcdserverpb::PutRequest;
+use store_proto::etcdserverpb::{AlarmRequest, PutRequest, alarm_request::AlarmAction};
 use tokio::time::Instant;
 
 use crate::Options;
@@ -197,6 +197,13 @@ pub(crate) async fn run(plan: Plan, setup: &Setup, calls: &Calls) -> Ended {
         }
     }
     let last = calls.numbers().last().copied().unwrap_or(0);
+    for (member_id, alarm) in pair.bearings.alarms.clone() {
+        let action = AlarmAction::Deactivate.into();
+        let call = Call::Alarm(AlarmRequest { action, member_id, alarm });
+        if let Err(ended) = pair.take(&Step { number: last, member: 0, call }).await {
+            return ended;
+        }
+    }
     match pair.compare_watches(last).await {
         Ok(()) => Ended::Same,
         Err(ended) => ended,
@@ -283,6 +290,18 @@ impl Pair {
 
     async fn take(&mut self, step: &Step) -> Result<(), Ended> {
         let number = step.number;
+        let needs_marker = matches!(
+            step.call,
+            Call::WatchCancel(..)
+                | Call::WatchProgress(_)
+                | Call::WatchClose(_)
+                | Call::CompareWatches
+                | Call::Compact(_)
+        );
+        if needs_marker && !self.bearings.alarms.is_empty() && !self.streams.is_empty() {
+            // The marker could not be put.
+            return Ok(());
+        }
         match &step.call {
             Call::WatchCreate(stream, request) => {
                 self.open(*stream, step).await?;
@@ -367,12 +386,11 @@ impl Pair {
             return Err(self.different(step.number, "another answer", [etcd.0, subject.0]));
         }
         self.bearings.revision = self.bearings.revision.max(facts.revision);
-        if let Some(lease) = facts.granted
-            && !self.bearings.leases.contains(&lease)
-        {
-            self.bearings.leases.push(lease);
+        let is_done = !etcd.0.starts_with("error");
+        if is_done {
+            self.bearings.learn(&step.call, facts.granted, facts.lock_key, facts.leader);
         }
-        Ok(!etcd.0.starts_with("error"))
+        Ok(is_done)
     }
 
     /// Opens a watch stream if it is not open, on the step's member.

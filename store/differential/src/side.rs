@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bytes::Bytes;
 use store_proto::etcdserverpb::cluster_client::ClusterClient;
 use store_proto::etcdserverpb::kv_client::KvClient;
 use store_proto::etcdserverpb::lease_client::LeaseClient;
@@ -11,6 +12,9 @@ use store_proto::etcdserverpb::{
     LeaseKeepAliveRequest, LeaseLeasesRequest, RangeRequest, ResponseHeader, StatusRequest,
     TxnRequest, request_op,
 };
+use store_proto::v3electionpb::LeaderKey;
+use store_proto::v3electionpb::election_client::ElectionClient;
+use store_proto::v3lockpb::lock_client::LockClient;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
@@ -107,10 +111,12 @@ impl Side {
 }
 
 /// What an answer tells about where the cluster stands.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) revision: i64,
     pub(crate) granted: Option<i64>,
+    pub(crate) lock_key: Option<Bytes>,
+    pub(crate) leader: Option<LeaderKey>,
 }
 
 impl Facts {
@@ -119,16 +125,31 @@ impl Facts {
         ids.rename(&mut renamed);
         let revision =
             |header: &Option<ResponseHeader>| header.as_ref().map_or(0, |header| header.revision);
-        let (revision, granted) = match &renamed {
-            Reply::Range(range) => (revision(&range.header), None),
-            Reply::Put(put) => (revision(&put.header), None),
-            Reply::DeleteRange(delete) => (revision(&delete.header), None),
-            Reply::Txn(txn) => (revision(&txn.header), None),
-            Reply::LeaseRevoke(revoke) => (revision(&revoke.header), None),
-            Reply::LeaseGrant(grant) => (revision(&grant.header), Some(grant.id)),
-            _ => (0, None),
+        let mut facts = Self::default();
+        facts.revision = match renamed {
+            Reply::Range(range) => revision(&range.header),
+            Reply::Put(put) => revision(&put.header),
+            Reply::DeleteRange(delete) => revision(&delete.header),
+            Reply::Txn(txn) => revision(&txn.header),
+            Reply::LeaseRevoke(revoke) => revision(&revoke.header),
+            Reply::LeaseGrant(grant) => {
+                facts.granted = Some(grant.id);
+                revision(&grant.header)
+            }
+            Reply::Lock(lock) => {
+                facts.lock_key = Some(lock.key);
+                revision(&lock.header)
+            }
+            Reply::Unlock(unlock) => revision(&unlock.header),
+            Reply::Campaign(campaign) => {
+                facts.leader = campaign.leader;
+                revision(&campaign.header)
+            }
+            Reply::Proclaim(proclaim) => revision(&proclaim.header),
+            Reply::Resign(resign) => revision(&resign.header),
+            _ => 0,
         };
-        Self { revision, granted }
+        facts
     }
 }
 
@@ -138,7 +159,9 @@ async fn reply(channel: Channel, call: Call) -> Result<Reply, Status> {
         .max_encoding_message_size(ANSWER_LIMIT_BYTES);
     let mut lease = LeaseClient::new(channel.clone());
     let mut maintenance = MaintenanceClient::new(channel.clone());
-    let mut cluster = ClusterClient::new(channel);
+    let mut cluster = ClusterClient::new(channel.clone());
+    let mut lock = LockClient::new(channel.clone());
+    let mut election = ElectionClient::new(channel);
     Ok(match call {
         Call::Range(request) => Reply::Range(body(kv.range(request).await?)),
         Call::Put(request) => Reply::Put(body(kv.put(request).await?)),
@@ -158,6 +181,12 @@ async fn reply(channel: Channel, call: Call) -> Result<Reply, Status> {
         Call::Alarm(request) => Reply::Alarm(body(maintenance.alarm(request).await?)),
         Call::Status => Reply::Status(body(maintenance.status(StatusRequest {}).await?)),
         Call::HashKv(request) => Reply::HashKv(body(maintenance.hash_kv(request).await?)),
+        Call::Lock(request) => Reply::Lock(body(lock.lock(request).await?)),
+        Call::Unlock(request) => Reply::Unlock(body(lock.unlock(request).await?)),
+        Call::Campaign(request) => Reply::Campaign(body(election.campaign(request).await?)),
+        Call::Proclaim(request) => Reply::Proclaim(body(election.proclaim(request).await?)),
+        Call::Leader(request) => Reply::Leader(body(election.leader(request).await?)),
+        Call::Resign(request) => Reply::Resign(body(election.resign(request).await?)),
         Call::WatchCreate(..)
         | Call::WatchCancel(..)
         | Call::WatchProgress(_)

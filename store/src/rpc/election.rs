@@ -107,13 +107,14 @@ async fn campaign(
     abandoned: CancellationToken,
 ) -> Result<CampaignResponse, Status> {
     let lease = session.lease(request.lease).await?;
-    let mut place = session.enter(&request.name, lease, &request.value).await?;
+    let place = session.enter(&request.name, lease, &request.value).await?;
     if place.value != request.value {
-        // It has campaigned before with another value.
+        // It has campaigned before with another value. As with etcd, the answer's header stays that
+        // of the entry.
         let put =
             session.put_created_at(&place.key, place.create_revision, &request.value, lease).await;
         match put {
-            Ok(put) if put.succeeded => place.header = put.header,
+            Ok(put) if put.succeeded => {}
             Ok(_) => return Err(unknown(NOT_LEADER)),
             Err(status) => {
                 session.leave(&place).await;

@@ -4,6 +4,7 @@
 //! moment (the present, the compacted one).
 
 mod kv;
+mod locks;
 mod txn;
 mod watch;
 
@@ -14,9 +15,11 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use store_proto::etcdserverpb::{
-    AlarmRequest, CompactionRequest, HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest,
-    LeaseRevokeRequest, LeaseTimeToLiveRequest, MemberListRequest,
+    AlarmRequest, AlarmType, CompactionRequest, HashKvRequest, LeaseGrantRequest,
+    LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest, MemberListRequest,
+    alarm_request::AlarmAction,
 };
+use store_proto::v3electionpb::LeaderKey;
 
 use crate::call::{Call, Step};
 
@@ -29,11 +32,70 @@ pub(crate) struct Bearings {
     pub(crate) leases: Vec<i64>,
     /// The watch ids that were ever created on each open stream.
     pub(crate) watches: BTreeMap<usize, BTreeSet<i64>>,
+    /// The alarms that are raised, by member and type.
+    pub(crate) alarms: BTreeSet<(u64, i32)>,
+    /// The holder of every lock, as far as it was not lost by a delete of its key: lease and key.
+    pub(crate) locks: BTreeMap<Bytes, (i64, Bytes)>,
+    /// The leader of every election, likewise.
+    pub(crate) leaders: BTreeMap<Bytes, LeaderKey>,
 }
 
 impl Default for Bearings {
     fn default() -> Self {
-        Self { revision: 1, compacted: 0, leases: Vec::new(), watches: BTreeMap::new() }
+        Self {
+            revision: 1,
+            compacted: 0,
+            leases: Vec::new(),
+            watches: BTreeMap::new(),
+            alarms: BTreeSet::new(),
+            locks: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+        }
+    }
+}
+
+impl Bearings {
+    /// A call was carried out; what else its answer told.
+    pub(crate) fn learn(
+        &mut self,
+        call: &Call,
+        granted: Option<i64>,
+        lock_key: Option<Bytes>,
+        leader: Option<LeaderKey>,
+    ) {
+        if let Some(lease) = granted
+            && !self.leases.contains(&lease)
+        {
+            self.leases.push(lease);
+        }
+        match call {
+            Call::Alarm(request) => {
+                let alarm = (request.member_id, request.alarm);
+                match request.action() {
+                    AlarmAction::Get => {}
+                    AlarmAction::Activate => _ = self.alarms.insert(alarm),
+                    AlarmAction::Deactivate => _ = self.alarms.remove(&alarm),
+                }
+            }
+            Call::LeaseRevoke(request) => {
+                self.locks.retain(|_, (lease, _)| *lease != request.id);
+                self.leaders.retain(|_, leader| leader.lease != request.id);
+            }
+            Call::Lock(request) => {
+                let key = lock_key.unwrap_or_default();
+                self.locks.insert(request.name.clone(), (request.lease, key));
+            }
+            Call::Unlock(request) => self.locks.retain(|_, (_, key)| *key != request.key),
+            Call::Campaign(request) => {
+                let leader = leader.unwrap_or_default();
+                self.leaders.insert(request.name.clone(), leader);
+            }
+            Call::Resign(request) => {
+                let resigned = request.leader.clone().unwrap_or_default();
+                self.leaders.retain(|_, leader| leader.key != resigned.key);
+            }
+            _ => {}
+        }
     }
 }
 
@@ -51,6 +113,9 @@ const STREAMS: usize = 3;
 /// One in so many seeds also has values that fill a response.
 const SEEDS_WITH_BIG_VALUES: u64 = 6;
 
+/// One in so many seeds has more keys than etcd sorts in a stable way (12), and locks and elections.
+const SEEDS_WITH_MANY_KEYS: u64 = 3;
+
 /// The call with that number.
 pub(crate) fn step(plan: Plan, number: usize, bearings: &Bearings) -> Step {
     let place = u64::try_from(number).unwrap_or(u64::MAX);
@@ -59,6 +124,7 @@ pub(crate) fn step(plan: Plan, number: usize, bearings: &Bearings) -> Step {
         rng: StdRng::seed_from_u64(seed),
         bearings,
         has_big_values: plan.seed % SEEDS_WITH_BIG_VALUES == SEEDS_WITH_BIG_VALUES - 1,
+        has_many_keys: plan.seed % SEEDS_WITH_MANY_KEYS == 0,
     };
     let member = random.rng.random_range(0..plan.members);
     Step { number, member, call: random.call() }
@@ -68,10 +134,17 @@ struct Random<'a> {
     rng: StdRng,
     bearings: &'a Bearings,
     has_big_values: bool,
+    has_many_keys: bool,
 }
 
 impl Random<'_> {
     fn call(&mut self) -> Call {
+        if let Some(&(member_id, alarm)) = self.bearings.alarms.iter().next()
+            && self.one_in(5)
+        {
+            let action = AlarmAction::Deactivate.into();
+            return Call::Alarm(AlarmRequest { action, member_id, alarm });
+        }
         match self.rng.random_range(0..1000) {
             0..240 => Call::Range(self.range()),
             240..440 => Call::Put(self.put()),
@@ -90,11 +163,12 @@ impl Random<'_> {
             800..806 => Call::LeaseLeases,
             806..820 => Call::LeaseKeepAlive(LeaseKeepAliveRequest { id: self.lease_or_unknown() }),
             820..824 => Call::MemberList(MemberListRequest { linearizable: self.one_in(2) }),
-            824..827 => Call::Alarm(AlarmRequest::default()),
-            827..829 => Call::Status,
-            829..840 => Call::HashKv(HashKvRequest { revision: self.read_revision() }),
+            824..830 => Call::Alarm(self.alarm()),
+            830..832 => Call::Status,
+            832..840 => Call::HashKv(HashKvRequest { revision: self.read_revision() }),
             840..842 => self.oversized(),
             842..850 => Call::CompareWatches,
+            850..900 if self.has_many_keys => self.lock_or_election(),
             _ => self.watch(),
         }
     }
@@ -114,8 +188,10 @@ impl Random<'_> {
 
     fn key(&mut self) -> Bytes {
         const USUAL: [&[u8]; 6] = [b"a", b"b", b"c", b"d", b"e", b"f"];
-        const ODD: [&[u8]; 9] =
-            [b"\0", b"\0\0", b"a\0", b"aa", b"b\xff", b"\xff", b"\xff\xff", b"\xff\0", b"~"];
+        const ODD: [&[u8]; 6] = [b"\0", b"a\0", b"aa", b"\xff", b"\xff\xff", b"~"];
+        if self.has_many_keys && self.one_in(3) {
+            return format!("k{}", self.rng.random_range(0..40)).into();
+        }
         Bytes::from_static(if self.one_in(5) { self.pick(&ODD) } else { self.pick(&USUAL) })
     }
 
@@ -184,6 +260,17 @@ impl Random<'_> {
             10 => compacted + 1,
             _ => self.pick(&[0, -1, i64::MAX, i64::MIN]),
         }
+    }
+
+    fn alarm(&mut self) -> AlarmRequest {
+        let member_id = self.rng.random_range(0..3);
+        let (action, alarm) = match self.rng.random_range(0..10) {
+            0..5 => (AlarmAction::Get, self.rng.random_range(0..3)),
+            5 => (AlarmAction::Deactivate, self.rng.random_range(0..3)),
+            6 => (AlarmAction::Activate, AlarmType::Corrupt.into()),
+            _ => (AlarmAction::Activate, AlarmType::Nospace.into()),
+        };
+        AlarmRequest { action: action.into(), member_id, alarm }
     }
 
     fn lease_grant(&mut self) -> LeaseGrantRequest {

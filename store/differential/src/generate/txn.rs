@@ -54,12 +54,17 @@ impl Random<'_> {
         let request = match self.rng.random_range(0..40) {
             0..14 => {
                 let mut put = self.put();
-                if avoids_duplicates && !put_keys.insert(put.key.clone()) {
-                    // A key of its own.
-                    put.key = format!("t{}", put_keys.len()).into();
-                    put_keys.insert(put.key.clone());
+                for _ in 0..4 {
+                    if !put_keys.contains(&put.key) {
+                        break;
+                    }
+                    put.key = self.key();
                 }
-                Some(Request::RequestPut(put))
+                if put_keys.insert(put.key.clone()) || !avoids_duplicates {
+                    Some(Request::RequestPut(put))
+                } else {
+                    Some(Request::RequestRange(self.range_in_txn()))
+                }
             }
             14..20 => Some(Request::RequestDeleteRange(self.delete_range())),
             20..34 => Some(Request::RequestRange(self.range_in_txn())),
