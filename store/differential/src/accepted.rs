@@ -7,6 +7,8 @@
 //! | a transaction that puts a key and deletes it by a range "from key", or in a later sibling | carries both out | refuses it: "duplicate key" | two writes of one key in one revision |
 //! | a watch from a negative revision, before any compaction | hears nothing of the past, nor do others that start then | refuses it as compacted | no events may be lost |
 //! | with several members, a transaction that writes and reads at a revision that is not there | refuses it on the member that was asked, carries it out on the others | refuses it | etcd's members differ for good; etcd 3.5 corrected it |
+//! | while NOSPACE is raised, a transaction with puts in nested ones | carries it out unless others would be refused | refuses it | etcd does not count them, and its quota can be passed so |
+//! | two types of alarms at once | only the last one counts, until one is lowered | NOSPACE counts before CORRUPT | lowering one must not undo the other |
 //! | a progress request while a watch of the stream starts in the future | answers at once | answers when that revision is reached | it would take the client back; etcd 3.5 corrected it |
 //! | a hash at the compacted revision | refuses it | answers | etcd 3.5 answers, too |
 //! | a watch from the compacted revision | does not hear of deletes in that very revision | does | etcd 3.5.16 keeps them, too |
@@ -19,6 +21,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use store_proto::etcdserverpb::{
     RangeRequest, RequestOp, TxnRequest, WatchCreateRequest,
+    alarm_request::AlarmAction,
     range_request::{SortOrder, SortTarget},
     request_op::Request,
 };
@@ -31,9 +34,14 @@ pub(crate) fn is_left_out(call: &Call, bearings: &Bearings, members: usize) -> b
     match call {
         Call::WatchCreate(_, create) => create.start_revision < 0 && bearings.compacted <= 0,
         Call::Range(range) => has_invalid_sort(range),
+        Call::Alarm(alarm) => {
+            alarm.action() == AlarmAction::Activate
+                && bearings.alarms.iter().any(|(_, raised)| *raised != alarm.alarm)
+        }
         Call::HashKv(hash) => hash.revision > 0 && hash.revision == bearings.compacted,
         Call::Txn(txn) => {
             ranges(txn).any(has_invalid_sort)
+                || has_nested_puts(txn) && !bearings.alarms.is_empty()
                 || (members > 1 && ranges(txn).any(|range| is_out_of_range(range, bearings)))
                 || [&txn.success, &txn.failure]
                     .into_iter()
@@ -51,6 +59,14 @@ pub(crate) fn is_progress_left_out(latest_start: i64, bearings: &Bearings) -> bo
 /// The revision at which a watch's deletes are not compared.
 pub(crate) fn forgiven_deletes(request: &WatchCreateRequest, bearings: &Bearings) -> Option<i64> {
     (request.start_revision == bearings.compacted).then_some(bearings.compacted)
+}
+
+fn has_nested_puts(txn: &TxnRequest) -> bool {
+    txn.success.iter().chain(&txn.failure).any(|operation| match &operation.request {
+        Some(Request::RequestTxn(nested)) => operations(nested)
+            .any(|operation| matches!(operation.request, Some(Request::RequestPut(_)))),
+        _ => false,
+    })
 }
 
 fn ranges(txn: &TxnRequest) -> impl Iterator<Item = &RangeRequest> {

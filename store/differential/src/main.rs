@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -110,10 +111,22 @@ fn main() -> ExitCode {
             Some(Command::Member(config)) => member(config).await,
             None => tokio::select! {
                 code = compare(cli.options) => code,
-                _ = tokio::signal::ctrl_c() => ExitCode::from(BROKEN),
+                // The members end with what holds them.
+                () = asked_to_stop() => ExitCode::from(BROKEN),
             },
         }
     })
+}
+
+/// Returns when this process is interrupted or terminated.
+async fn asked_to_stop() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        },
+        Err(_) => _ = tokio::signal::ctrl_c().await,
+    }
 }
 
 async fn member(config: store::Config) -> ExitCode {

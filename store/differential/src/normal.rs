@@ -99,8 +99,8 @@ fn member_status(status: &mut StatusResponse) {
     strip(&mut status.header);
     status.errors.sort();
     status.version.clear();
-    status.db_size = status.db_size.min(1);
-    status.db_size_in_use = status.db_size_in_use.min(1);
+    status.db_size = 0;
+    status.db_size_in_use = 0;
     status.leader = status.leader.min(1);
     status.raft_index = status.raft_index.min(1);
     status.raft_term = status.raft_term.min(1);

@@ -11,7 +11,7 @@ fn the_store_answers_as_etcd_does() {
         return;
     }
     let output = Command::new(env!("CARGO_BIN_EXE_store-differential"))
-        .args(["--seeds", "4", "--calls", "400", "--members", "1,3", "--jobs", "4"])
+        .args(["--seeds", "3", "--calls", "300", "--members", "1,3", "--jobs", "4"])
         .output()
         .expect("it starts");
     let said = String::from_utf8_lossy(&output.stdout);

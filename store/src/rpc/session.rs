@@ -392,7 +392,7 @@ fn went_away() -> Status {
 /// is not available is told as such nevertheless: clients go on to another member by that.
 fn plain(status: Status) -> Status {
     match status.code() {
-        Code::Unavailable | Code::ResourceExhausted | Code::Unauthenticated => status,
+        Code::Unavailable | Code::Unauthenticated => status,
         _ => unknown(status.message()),
     }
 }

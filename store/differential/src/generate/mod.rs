@@ -124,7 +124,7 @@ pub(crate) fn step(plan: Plan, number: usize, bearings: &Bearings) -> Step {
         rng: StdRng::seed_from_u64(seed),
         bearings,
         has_big_values: plan.seed % SEEDS_WITH_BIG_VALUES == SEEDS_WITH_BIG_VALUES - 1,
-        has_many_keys: plan.seed % SEEDS_WITH_MANY_KEYS == 0,
+        has_many_keys: plan.seed.is_multiple_of(SEEDS_WITH_MANY_KEYS),
     };
     let member = random.rng.random_range(0..plan.members);
     Step { number, member, call: random.call() }
