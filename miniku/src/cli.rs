@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::logging::Logging;
 use crate::up;
@@ -56,8 +56,10 @@ Examples:
       --initial-cluster n1=http://10.0.0.1:2380,n2=http://10.0.0.2:2380,n3=http://10.0.0.3:2380
       The first of three members; the others alike, with their own name and addresses.
   etcdctl --endpoints 127.0.0.1:2379 endpoint status
-  curl 127.0.0.1:2379/v3/maintenance/status -d '{}'")]
-    Store(store::Config),
+  curl 127.0.0.1:2379/v3/maintenance/status -d '{}'
+  miniku store snapshot --help
+      Backups.")]
+    Store(StoreArgs),
 
     /// The HTTP API
     #[command(after_help = "\
@@ -88,6 +90,25 @@ Examples:
       Containers in memory only.
   miniku kubelet --node-name node-1 --store http://10.0.0.1:2379,http://10.0.0.2:2379")]
     Kubelet(kubelet::Config),
+}
+
+/// A member's flags, or something else to do.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+pub(crate) struct StoreArgs {
+    #[command(flatten)]
+    pub(crate) config: store::Config,
+
+    #[command(subcommand)]
+    pub(crate) command: Option<StoreCommand>,
+}
+
+/// What can be done with the store besides running a member.
+#[derive(Subcommand, Debug)]
+pub(crate) enum StoreCommand {
+    /// Backups: what `etcdctl snapshot save` made
+    #[command(subcommand, disable_help_subcommand = true)]
+    Snapshot(store::backup::Command),
 }
 
 /// Writes for a person to standard error; that nobody reads there is no reason to fail.

@@ -12,8 +12,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use tokio_util::sync::CancellationToken;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, StoreArgs, StoreCommand};
 use crate::logging::Format;
 use crate::parts::Parts;
 use crate::signals::Signals;
@@ -43,6 +44,10 @@ fn main() -> ExitCode {
 /// Runs a command until it is asked to stop; `Err` when it could not start, or ended by itself.
 async fn run(command: Command) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
+    if let Command::Store(StoreArgs { command: Some(command), .. }) = command {
+        let StoreCommand::Snapshot(command) = command;
+        return snapshot(command, &mut signals).await;
+    }
     let mut parts = Parts::default();
     let started = tokio::select! {
         started = start(command, &mut parts) => started,
@@ -66,10 +71,29 @@ async fn run(command: Command) -> anyhow::Result<()> {
     ended
 }
 
+/// Does something with a backup and prints the result. A signal ends it early but in order, a second
+/// one at once.
+async fn snapshot(command: store::backup::Command, signals: &mut Signals) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut work = Box::pin(command.run(stop.clone()));
+    let done = tokio::select! {
+        done = &mut work => done,
+        _ = signals.next() => {
+            stop.cancel();
+            tokio::select! {
+                done = work => done,
+                _ = signals.next() => Err(store::backup::Error::Stopped),
+            }
+        }
+    };
+    cli::say(format_args!("{}", done?));
+    Ok(())
+}
+
 async fn start(command: Command, parts: &mut Parts) -> anyhow::Result<()> {
     match command {
         Command::Up(args) => up::start(args, parts).await?,
-        Command::Store(config) => parts.add("store", store::start(config).await?),
+        Command::Store(args) => parts.add("store", store::start(args.config).await?),
         Command::Apiserver(config) => parts.add("apiserver", apiserver::start(config).await?),
         Command::Controllers(config) => parts.add("controllers", controllers::start(config).await?),
         Command::Kubelet(config) => parts.add("kubelet", kubelet::start(config).await?),
@@ -89,5 +113,9 @@ fn fail(error: &anyhow::Error, format: Format) -> ExitCode {
 /// Whether the flags were at fault, though only the part that they are for could tell.
 fn is_usage(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(store::Error::Config(_)))
+        || matches!(
+            error.downcast_ref(),
+            Some(store::backup::Error::Config(_) | store::backup::Error::OwnUrls { .. })
+        )
         || matches!(error.downcast_ref(), Some(kubelet::Error::NodeName { .. }))
 }

@@ -37,6 +37,9 @@ fn wrong_usage_is_2_and_says_what_is_wrong() {
         ("apiserver --listen here", "--listen"),
         ("store --listen-client-urls 2379", "--listen-client-urls"),
         ("store --name n9 --initial-cluster n1=http://127.0.0.1:1", "--name"),
+        ("store snapshot status", "<FILE>"),
+        ("store snapshot restore f --name n9 --initial-cluster n1=http://127.0.0.1:1", "--name"),
+        ("store snapshot restore f --mark-compacted", "--bump-revision"),
         ("up --nodes 1000", "--nodes"),
         ("up --log info,store=loud", "--log"),
     ] {
@@ -48,7 +51,14 @@ fn wrong_usage_is_2_and_says_what_is_wrong() {
 
 #[test]
 fn help_and_version_are_answers() {
-    for line in ["--help", "--version", "up --help", "store --help", "kubelet -h"] {
+    for line in [
+        "--help",
+        "--version",
+        "up --help",
+        "store --help",
+        "store snapshot restore --help",
+        "kubelet -h",
+    ] {
         let output = miniku(line).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{line}");
         assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{line}");

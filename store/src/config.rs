@@ -12,6 +12,9 @@ use crate::space::SpaceLimits;
 
 /// etcd's.
 const DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
+/// Where a member listens for the others unless it is told otherwise.
+pub(crate) const DEFAULT_PEER_URL: &str = "http://127.0.0.1:2380";
+pub(crate) const DEFAULT_TOKEN: &str = "miniku-cluster";
 
 /// Flags of one store member.
 #[derive(Args, Clone, Debug)]
@@ -33,7 +36,7 @@ pub struct Config {
     pub advertise_client_urls: Option<String>,
 
     /// Where to listen for the other members.
-    #[arg(long, default_value = "http://127.0.0.1:2380", value_name = "URL")]
+    #[arg(long, default_value = DEFAULT_PEER_URL, value_name = "URL")]
     pub listen_peer_urls: String,
 
     /// Where the other members reach this one, if that is not where it listens.
@@ -45,7 +48,7 @@ pub struct Config {
     pub initial_cluster: Option<String>,
 
     /// Tells clusters apart: members with another token are strangers.
-    #[arg(long, default_value = "miniku-cluster")]
+    #[arg(long, default_value = DEFAULT_TOKEN)]
     pub initial_cluster_token: String,
 
     /// Milliseconds between two heartbeats of the leader.
@@ -174,15 +177,13 @@ impl Config {
         }
         let listen_client = socket_addr("listen-client-urls", &self.listen_client_urls)?;
         let listen_peer = socket_addr("listen-peer-urls", &self.listen_peer_urls)?;
-        let initial_members = self.initial_members()?;
-        let member_id = initial_members
-            .iter()
-            .find(|member| member.name == self.name)
-            .ok_or_else(|| ConfigError::NotInCluster(self.name.clone()))?
-            .id;
-        let ids: Vec<String> =
-            initial_members.iter().map(|member| format!("{:x}", member.id)).collect();
-        let cluster_id = stable_hash(&[&self.initial_cluster_token, &ids.join(",")]);
+        let cluster = InitialCluster::new(
+            &self.name,
+            self.initial_cluster.as_deref(),
+            self.initial_advertise_peer_urls.as_ref().unwrap_or(&self.listen_peer_urls),
+            &self.initial_cluster_token,
+        )?;
+        let InitialCluster { member_id, cluster_id, members: initial_members } = cluster;
         let retention = &self.auto_compaction_retention;
         let auto_compaction = Retention::parse(self.auto_compaction_mode, retention)
             .map_err(|reason| ConfigError::Retention { value: retention.clone(), reason })?;
@@ -205,39 +206,64 @@ impl Config {
         };
         SpaceLimits { quota_bytes, reserve_bytes: self.disk_reserve_bytes }
     }
+}
 
-    fn initial_members(&self) -> Result<Vec<InitialMember>, ConfigError> {
-        let text = match (&self.initial_cluster, &self.initial_advertise_peer_urls) {
-            (Some(text), _) => text.clone(),
-            (None, Some(url)) => format!("{}={url}", self.name),
-            (None, None) => format!("{}={}", self.name, self.listen_peer_urls),
+/// The cluster that a member's flags describe, and which of its members it is.
+#[derive(Clone, Debug)]
+pub(crate) struct InitialCluster {
+    pub(crate) member_id: u64,
+    pub(crate) cluster_id: u64,
+    pub(crate) members: Vec<InitialMember>,
+}
+
+impl InitialCluster {
+    /// Without `initial_cluster` it is the member alone, under `own_url`.
+    pub(crate) fn new(
+        name: &str,
+        initial_cluster: Option<&str>,
+        own_url: &str,
+        token: &str,
+    ) -> Result<Self, ConfigError> {
+        let members = match initial_cluster {
+            Some(text) => initial_members(text, token)?,
+            None => initial_members(&format!("{name}={own_url}"), token)?,
         };
-        let mut urls_by_name: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let Some((name, url)) = part.split_once('=') else {
-                return Err(ConfigError::InitialCluster(part.to_owned()));
-            };
-            if name.is_empty() || !url.starts_with("http://") {
-                return Err(ConfigError::InitialCluster(part.to_owned()));
-            }
-            if urls_by_name.values().flatten().any(|known| known == url) {
-                return Err(ConfigError::Duplicate(url.to_owned()));
-            }
-            urls_by_name.entry(name.to_owned()).or_default().push(url.to_owned());
-        }
-        let token = &self.initial_cluster_token;
-        let member = |(name, mut peer_urls): (String, Vec<String>)| {
-            peer_urls.sort();
-            let id = stable_hash(&[token, &name, &peer_urls.join(",")]);
-            InitialMember { id, name, peer_urls }
-        };
-        Ok(urls_by_name.into_iter().map(member).collect())
+        let member_id = members
+            .iter()
+            .find(|member| member.name == name)
+            .ok_or_else(|| ConfigError::NotInCluster(name.to_owned()))?
+            .id;
+        let ids: Vec<String> = members.iter().map(|member| format!("{:x}", member.id)).collect();
+        let cluster_id = stable_hash(&[token, &ids.join(",")]);
+        Ok(Self { member_id, cluster_id, members })
     }
+}
+
+fn initial_members(text: &str, token: &str) -> Result<Vec<InitialMember>, ConfigError> {
+    let mut urls_by_name: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let Some((name, url)) = part.split_once('=') else {
+            return Err(ConfigError::InitialCluster(part.to_owned()));
+        };
+        if name.is_empty() || !url.starts_with("http://") {
+            return Err(ConfigError::InitialCluster(part.to_owned()));
+        }
+        if urls_by_name.values().flatten().any(|known| known == url) {
+            return Err(ConfigError::Duplicate(url.to_owned()));
+        }
+        urls_by_name.entry(name.to_owned()).or_default().push(url.to_owned());
+    }
+    let member = |(name, mut peer_urls): (String, Vec<String>)| {
+        peer_urls.sort();
+        let id = stable_hash(&[token, &name, &peer_urls.join(",")]);
+        InitialMember { id, name, peer_urls }
+    };
+    Ok(urls_by_name.into_iter().map(member).collect())
 }
 
 /// The same number for the same words on every machine and in every version (FNV-1a); never 0,
 /// which stands for "nobody".
-fn stable_hash(words: &[&str]) -> u64 {
+pub(crate) fn stable_hash(words: &[&str]) -> u64 {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for byte in words.iter().flat_map(|word| word.bytes().chain([0])) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::stable_hash;
+
 const FILE_NAME: &str = "member.json";
 
 /// Who a data directory belongs to. Ids are written as etcd prints them.
@@ -14,6 +16,9 @@ const FILE_NAME: &str = "member.json";
 pub(crate) struct Identity {
     pub(crate) cluster_id: String,
     pub(crate) member_id: String,
+    /// What it was restored from, if it was: the SHA-256 of a backup, and what was changed in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    restored_from: Option<String>,
 }
 
 /// A directory that is not this member's.
@@ -60,33 +65,64 @@ pub enum IdentityError {
 
 impl Identity {
     pub(crate) fn new(cluster_id: u64, member_id: u64) -> Self {
-        Self { cluster_id: format!("{cluster_id:x}"), member_id: format!("{member_id:x}") }
+        Self {
+            cluster_id: format!("{cluster_id:x}"),
+            member_id: format!("{member_id:x}"),
+            restored_from: None,
+        }
+    }
+
+    /// A member that is made from a backup. Its cluster's id is made of what the flags say and of the
+    /// backup, so that it is another one than that of the cluster where the backup was taken, and
+    /// than that of any other backup.
+    pub(crate) fn restored(flags_cluster_id: u64, member_id: u64, origin: String) -> Self {
+        let cluster_id = cluster_id_after_restore(flags_cluster_id, &origin);
+        Self { restored_from: Some(origin), ..Self::new(cluster_id, member_id) }
+    }
+
+    /// The id of the cluster to which flags that describe `flags_cluster_id` refer in this directory.
+    pub(crate) fn cluster_id_in(
+        data_dir: &Path,
+        flags_cluster_id: u64,
+    ) -> Result<u64, IdentityError> {
+        let origin = Self::read(data_dir)?.and_then(|found| found.restored_from);
+        Ok(origin
+            .map_or(flags_cluster_id, |origin| cluster_id_after_restore(flags_cluster_id, &origin)))
+    }
+
+    /// Whose `data_dir` is, if it is somebody's.
+    pub(crate) fn read(data_dir: &Path) -> Result<Option<Self>, IdentityError> {
+        let path = data_dir.join(FILE_NAME);
+        match fs::read(&path) {
+            Ok(json) => match serde_json::from_slice(&json) {
+                Ok(found) => Ok(Some(found)),
+                Err(source) => Err(IdentityError::Format { path, source }),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(IdentityError::Io { path, source }),
+        }
     }
 
     /// Takes possession of `data_dir` at the first start, and checks it at every later one.
     pub(crate) fn claim(&self, data_dir: &Path) -> Result<(), IdentityError> {
         let path = data_dir.join(FILE_NAME);
-        let failed = |source| IdentityError::Io { path: path.clone(), source };
-        match fs::read(&path) {
-            Ok(json) => {
-                let found: Self = serde_json::from_slice(&json)
-                    .map_err(|source| IdentityError::Format { path: path.clone(), source })?;
-                if found == *self {
-                    return Ok(());
-                }
-                Err(IdentityError::Other {
-                    path: path.clone(),
-                    found_member: found.member_id,
-                    found_cluster: found.cluster_id,
-                    member: self.member_id.clone(),
-                    cluster: self.cluster_id.clone(),
-                })
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.write(data_dir, &path).map_err(failed)
-            }
-            Err(error) => Err(failed(error)),
+        match Self::read(data_dir)? {
+            Some(found) if found.is_same(self) => Ok(()),
+            Some(found) => Err(IdentityError::Other {
+                path,
+                found_member: found.member_id,
+                found_cluster: found.cluster_id,
+                member: self.member_id.clone(),
+                cluster: self.cluster_id.clone(),
+            }),
+            None => self
+                .write(data_dir, &path)
+                .map_err(|source| IdentityError::Io { path: path.clone(), source }),
         }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.cluster_id == other.cluster_id && self.member_id == other.member_id
     }
 
     /// Whole or not at all: written beside, synced, renamed.
@@ -100,9 +136,28 @@ impl Identity {
     }
 }
 
+fn cluster_id_after_restore(flags_cluster_id: u64, origin: &str) -> u64 {
+    stable_hash(&[&format!("{flags_cluster_id:x}"), origin])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_restored_belongs_to_another_cluster() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Identity::cluster_id_in(dir.path(), 1).unwrap(), 1);
+        let restored = Identity::restored(1, 2, "07".to_owned());
+        restored.claim(dir.path()).unwrap();
+        let cluster_id = Identity::cluster_id_in(dir.path(), 1).unwrap();
+        assert_eq!(format!("{cluster_id:x}"), restored.cluster_id);
+        Identity::new(cluster_id, 2).claim(dir.path()).unwrap();
+        assert!(Identity::new(1, 2).claim(dir.path()).is_err());
+        assert_ne!(restored.cluster_id, Identity::restored(1, 2, "08".to_owned()).cluster_id);
+        // Flags that describe another cluster are still found out.
+        assert_ne!(Identity::cluster_id_in(dir.path(), 3).unwrap(), cluster_id);
+    }
 
     #[test]
     fn a_directory_stays_with_its_first_member() {

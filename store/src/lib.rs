@@ -1,6 +1,7 @@
 //! The store: an etcd-compatible, Raft-replicated key-value store with revisions, watches and leases.
 
 mod auto_compaction;
+pub mod backup;
 mod config;
 mod defragment;
 mod engine;

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use store_proto::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
 use store_proto::peer;
 use store_proto::peer::command::Op;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,6 +56,8 @@ pub(crate) struct Member {
     pub(crate) applied_index: watch::Receiver<u64>,
     pub(crate) snapshots: SnapshotDir,
     pub(crate) snapshot_dir: PathBuf,
+    /// One for each backup that may be made at a time.
+    pub(crate) backups: Arc<Semaphore>,
     pub(crate) network: Network,
     pub(crate) space: Arc<Space>,
     pub(crate) state_dir: Arc<StateDir>,

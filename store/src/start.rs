@@ -12,12 +12,13 @@ use parking_lot::Mutex;
 use store_proto::peer::command::Op;
 use store_proto::peer::{IsKnownRequest, MemberAttributes};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::backup::BACKUPS_AT_ONCE;
 use crate::config::{Config, ConfigError, Settings};
 use crate::identity::{Identity, IdentityError};
 use crate::leadership::{self, Leadership};
@@ -181,6 +182,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|source| Error::DataDir { path: config.data_dir.clone(), source })?;
     space::check_disk(&config.data_dir, &settings.space)?;
+    let cluster_id = Identity::cluster_id_in(&config.data_dir, settings.cluster_id)?;
+    let settings = Settings { cluster_id, ..settings };
     Identity::new(settings.cluster_id, settings.member_id).claim(&config.data_dir)?;
     let storage = Storage::open(&config.data_dir).await?;
     let log = storage.log.clone();
@@ -400,6 +403,7 @@ async fn assemble(
         applied_index,
         snapshots,
         snapshot_dir: config.data_dir.join(SNAPSHOT_DIR),
+        backups: Arc::new(Semaphore::new(BACKUPS_AT_ONCE)),
         network,
         space: Arc::new(Space::new(settings.space, config.data_dir.clone())),
         state_dir,

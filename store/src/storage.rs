@@ -11,18 +11,23 @@
 //! | to any whole snapshot                         |                                           |
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use openraft::storage::RaftLogStorage as _;
+use store_proto::mvccpb::Event;
+
 use crate::engine::EngineError;
-use crate::mvcc::{Limits, Mvcc, Opened, StateDir};
+use crate::mvcc::{LeaseInfo, Limits, Mvcc, Opened, StateDir};
 use crate::raft::log_store::LogStore;
 use crate::raft::types::LogId;
-use crate::snapshot::{self, SnapshotDir, SnapshotError};
+use crate::snapshot::{self, SnapshotDir, SnapshotError, SnapshotMeta};
 use crate::wal::{DiskDir, WalError, WalOptions};
 
 /// The folder of the snapshots in a data directory.
 pub(crate) const SNAPSHOT_DIR: &str = "snapshots";
+const LOG_DIR: &str = "wal";
+const STATE_DIR: &str = "state";
 const SNAPSHOTS_KEPT: usize = 2;
 
 /// Why a member's data cannot be opened.
@@ -75,8 +80,54 @@ impl Storage {
     }
 }
 
+/// The data of a member that begins with a state, where others begin with nothing.
+#[derive(Debug)]
+pub(crate) struct NewData {
+    data_dir: PathBuf,
+    last_log_id: LogId,
+}
+
+impl NewData {
+    /// Makes a snapshot of what `records` adds, and the state from it. Blocks on the disk, for long.
+    pub(crate) fn create<E: From<StorageError>>(
+        data_dir: &Path,
+        meta: &SnapshotMeta,
+        leases: &[LeaseInfo],
+        records: impl FnOnce(&mut dyn FnMut(u32, Event) -> Result<(), StorageError>) -> Result<(), E>,
+    ) -> Result<Self, E> {
+        let failed = |error: SnapshotError| StorageError::from(Failure::from(error));
+        let snapshots = SnapshotDir::open(&data_dir.join(SNAPSHOT_DIR)).map_err(failed)?;
+        let mut writer = snapshots.create(meta).map_err(failed)?;
+        for lease in leases {
+            writer.add_lease(lease).map_err(failed)?;
+        }
+        records(&mut |sub, event| writer.add_record(sub, event).map_err(failed))?;
+        writer.finish().map_err(failed)?;
+        let path = snapshots.path_of(&meta.last_log_id);
+        StateDir::new(&data_dir.join(STATE_DIR), Limits::default())
+            .and_then(|state_dir| state_dir.set_aside_and_rebuild(Some(&path)))
+            .map_err(|error| StorageError::from(Failure::from(error)))?;
+        Ok(Self { data_dir: data_dir.to_owned(), last_log_id: meta.last_log_id })
+    }
+
+    /// Makes the log, which goes on behind the snapshot.
+    pub(crate) async fn begin_log(self) -> Result<(), StorageError> {
+        let log_dir = self.data_dir.join(LOG_DIR);
+        let opened = tokio::task::spawn_blocking(move || {
+            let log_dir = DiskDir::open(log_dir).map_err(Failure::LogDir)?;
+            let (log, _) = LogStore::open(Arc::new(log_dir), WalOptions::default())?;
+            Ok::<_, Failure>(log)
+        });
+        let mut log = opened.await.map_err(Failure::CutOff)??;
+        log.save_committed(Some(self.last_log_id)).await.map_err(Failure::LogDir)?;
+        log.purge(self.last_log_id).await.map_err(Failure::LogDir)?;
+        log.note_checkpoint(self.last_log_id).await.map_err(Failure::Log)?;
+        Ok(log.close().await.map_err(Failure::Log)?)
+    }
+}
+
 fn open(data_dir: &Path) -> Result<Storage, Failure> {
-    let log_dir = DiskDir::open(data_dir.join("wal")).map_err(Failure::LogDir)?;
+    let log_dir = DiskDir::open(data_dir.join(LOG_DIR)).map_err(Failure::LogDir)?;
     let (log, recovered) = LogStore::open(Arc::new(log_dir), WalOptions::default())?;
     if let Some(torn) = &recovered.torn {
         tracing::warn!(
@@ -87,7 +138,7 @@ fn open(data_dir: &Path) -> Result<Storage, Failure> {
         );
     }
     let snapshots = SnapshotDir::open(&data_dir.join(SNAPSHOT_DIR))?;
-    let state_dir = StateDir::new(&data_dir.join("state"), Limits::default())?;
+    let state_dir = StateDir::new(&data_dir.join(STATE_DIR), Limits::default())?;
     let needed = recovered.checkpoint.max(recovered.purged);
     let mvcc = match state_dir.open(needed.as_ref())? {
         Opened::Ready(mvcc) => mvcc,

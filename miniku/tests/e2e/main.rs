@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "the runner shows it when a test fails")]
 
 mod compaction_at_size;
+mod backup;
 mod containers;
 mod damage;
 mod disk_full;

@@ -36,11 +36,12 @@ impl Mvcc {
         max_bytes: usize,
     ) -> Result<History, HistoryError> {
         // Nothing happened before the first write.
-        let from = from_revision.max(EMPTY_REVISION + 1);
+        let mut from = from_revision.max(EMPTY_REVISION + 1);
         loop {
             let (engine, epoch, window_first) = {
                 let state = self.shared.state.read();
-                if let Some(history) = state.history(from_revision, max_bytes) {
+                state.check_history(from_revision)?;
+                if let Some(history) = state.history(from, max_bytes) {
                     return history;
                 }
                 (Arc::clone(&state.engine), state.epoch, state.window.first())
@@ -52,7 +53,15 @@ impl Mvcc {
             }
             // Records go only after the mark, so what was read before this line was all there.
             state.check_history(from_revision)?;
-            let is_gapless = (from..).zip(&history).all(|(main, made)| made.revision == main);
+            // Of the compacted revision itself there may be nothing: then it goes on behind it.
+            let complete_from = from.max(state.compacted + 1);
+            let complete = history.iter().skip_while(|made| made.revision < complete_from);
+            let is_gapless =
+                (complete_from..).zip(complete).all(|(main, made)| made.revision == main);
+            if is_gapless && history.is_empty() && from < complete_from {
+                from = complete_from;
+                continue;
+            }
             if history.is_empty() || !is_gapless {
                 let text = format!("the history from revision {from} on has a gap");
                 return Err(EngineError::Damaged(text).into());

@@ -149,6 +149,14 @@ impl Index {
         self.keys.values().flat_map(move |history| &history.0[history.invisible_after(compacted)..])
     }
 
+    /// Whether one of them is the write of `key` at `revision`.
+    pub(crate) fn is_visible(&self, key: &[u8], revision: Revision, compacted: i64) -> bool {
+        self.keys.get(key).is_some_and(|history| {
+            let visible = &history.0[history.invisible_after(compacted)..];
+            visible.binary_search_by_key(&revision, Version::revision).is_ok()
+        })
+    }
+
     /// Adds the newest version of a key. The index keeps a key of its own: the one of a request
     /// shares the memory of the whole batch that it came with.
     pub(crate) fn insert(&mut self, key: &[u8], version: Version) {
@@ -277,6 +285,10 @@ mod tests {
             let whole = index(revisions);
             let visible: Vec<i64> =
                 whole.visible_versions(compacted).map(|version| version.main).collect();
+            assert_eq!(visible, expected, "{revisions:?} compacted at {compacted}");
+            let is_visible =
+                |main: &i64| whole.is_visible(b"k", Revision::first_of(*main), compacted);
+            let visible: Vec<i64> = (1..12).filter(is_visible).collect();
             assert_eq!(visible, expected, "{revisions:?} compacted at {compacted}");
 
             // At once, and one by one.

@@ -64,7 +64,11 @@ pub(crate) use self::history::HistoryError;
 pub(crate) use self::key_range::KeyRange;
 pub(crate) use self::lease::LeaseInfo;
 pub(crate) use self::quota::cost_bytes;
-pub(crate) use self::revision::{Revision, RevisionEvents};
+pub(crate) use self::restore::Capture;
+pub(crate) use self::revision::{
+    EMPTY_REVISION, NEVER_COMPACTED, Revision, RevisionEvents, delete_event, is_delete, kv_of,
+    put_event,
+};
 pub(crate) use self::state_dir::{Opened, StateDir};
 
 use self::alarm::AlarmTable;

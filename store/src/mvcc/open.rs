@@ -115,7 +115,8 @@ pub(super) fn load(engine: Arc<dyn Engine>, limits: Limits) -> Result<State, Eng
 
 /// What comes together while the records are read.
 struct Loading {
-    /// Every write from here on must be there.
+    /// Every write from here on must be there. Of the compacted revision itself some may be missing:
+    /// etcd removes the deletions in it, and a state may come from a backup of an etcd.
     complete_from: i64,
     index: Index,
     window: Window,
@@ -127,7 +128,7 @@ struct Loading {
 
 impl Loading {
     fn new(compacted: i64, limits: Limits) -> Self {
-        let complete_from = compacted.max(EMPTY_REVISION + 1);
+        let complete_from = compacted.max(EMPTY_REVISION) + 1;
         Self {
             complete_from,
             index: Index::default(),

@@ -6,27 +6,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use store_proto::etcdserverpb::AlarmType;
+use store_proto::mvccpb::Event;
 
 use super::lease::LeaseInfo;
 use super::pending::{
     put_alarm, put_applied, put_compacted, put_lease, put_member, put_membership, put_records,
 };
 use super::revision::{NEVER_COMPACTED, Revision};
-use super::{EngineWork, Limits, Mvcc, State, open, records};
+use super::{EngineWork, Limits, Mvcc, Shared, State, open, records};
 use crate::engine::{Engine, EngineError, WriteBatch};
 use crate::snapshot::{Item, SnapshotDir, SnapshotMeta, SnapshotReader};
 
 /// How much goes into the engine at once while it is filled; nobody reads it yet.
 const FILL_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
-/// What a snapshot is taken of: the state after one entry.
-struct Capture {
-    meta: SnapshotMeta,
-    leases: Vec<LeaseInfo>,
+/// The state after one entry, to be read at leisure: what is applied later does not show.
+pub(crate) struct Capture {
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) leases: Vec<LeaseInfo>,
     /// How many records there must be.
     records: usize,
     engine: Arc<dyn Engine>,
     epoch: u64,
+    shared: Arc<Shared>,
 }
 
 impl Mvcc {
@@ -41,6 +43,16 @@ impl Mvcc {
         &self,
         dir: &SnapshotDir,
     ) -> Result<Option<(SnapshotMeta, PathBuf)>, EngineError> {
+        self.read_all(|capture| Ok((capture.meta.clone(), write(capture, dir)?)))
+    }
+
+    /// Lets `read` see the present state, all of which the engine has by then. Applying goes on
+    /// meanwhile, removing compacted records does not. Blocks on the disk. `None` when nothing was
+    /// applied yet.
+    pub(crate) fn read_all<T, E: From<EngineError>>(
+        &self,
+        read: impl FnOnce(&Capture) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
         let _pause = self.pause_compaction();
         loop {
             let Some(capture) = self.capture() else { return Ok(None) };
@@ -53,8 +65,7 @@ impl Mvcc {
                 state.epoch == capture.epoch && Arc::ptr_eq(&state.engine, &capture.engine)
             };
             if is_same {
-                let path = write(&capture, dir)?;
-                return Ok(Some((capture.meta, path)));
+                return read(&capture).map(Some);
             }
         }
     }
@@ -76,6 +87,7 @@ impl Mvcc {
             records: state.index.len(),
             engine: Arc::clone(&state.engine),
             epoch: state.epoch,
+            shared: Arc::clone(&self.shared),
         })
     }
 
@@ -119,31 +131,61 @@ impl Mvcc {
     }
 }
 
+impl Capture {
+    /// Shows all records in revision order, until `visit` fails.
+    ///
+    /// # Errors
+    ///
+    /// The engine has fewer or more records than the index knows: it lost data.
+    pub(crate) fn records<E: From<EngineError>>(
+        &self,
+        mut visit: impl FnMut(Revision, Event) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut count = 0;
+        let mut failure = None;
+        let to_main = self.meta.revision + 1;
+        records::scan(&*self.engine, Revision::first_of(0), to_main, &mut |revision, event| {
+            count += 1;
+            match visit(revision, event) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failure = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        if count != self.records {
+            let text = format!("it has {count} records instead of {}", self.records);
+            return Err(EngineError::Damaged(text).into());
+        }
+        Ok(())
+    }
+
+    /// Whether a record is still to be seen, or only waits to be removed by a compaction.
+    pub(crate) fn is_visible(&self, key: &[u8], revision: Revision) -> Result<bool, EngineError> {
+        if revision.main >= self.meta.compacted {
+            return Ok(true);
+        }
+        let state = self.shared.state.read();
+        if state.epoch != self.epoch {
+            let text = "the state was replaced by a leader's snapshot meanwhile".to_owned();
+            return Err(EngineError::Damaged(text));
+        }
+        Ok(state.index.is_visible(key, revision, self.meta.compacted))
+    }
+}
+
 fn write(capture: &Capture, dir: &SnapshotDir) -> Result<PathBuf, EngineError> {
     let mut writer = dir.create(&capture.meta)?;
     for lease in &capture.leases {
         writer.add_lease(lease)?;
     }
-    let mut count = 0;
-    let mut failure = None;
-    let to_main = capture.meta.revision + 1;
-    records::scan(&*capture.engine, Revision::first_of(0), to_main, &mut |revision, event| {
-        count += 1;
-        match writer.add_record(revision.sub, event) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failure = Some(error);
-                ControlFlow::Break(())
-            }
-        }
+    capture.records(|revision, event| {
+        writer.add_record(revision.sub, event).map_err(EngineError::from)
     })?;
-    if let Some(error) = failure {
-        return Err(error.into());
-    }
-    if count != capture.records {
-        let text = format!("it has {count} records instead of {}", capture.records);
-        return Err(EngineError::Damaged(text));
-    }
     writer.finish()?;
     Ok(dir.path_of(&capture.meta.last_log_id))
 }

@@ -65,6 +65,10 @@ pub(crate) fn router(member: &Arc<Member>) -> Router {
         let lease = lease.clone();
         post(move |body: Bytes| keep_alive(lease.clone(), body))
     };
+    let backup = {
+        let maintenance = maintenance.clone();
+        post(move |body: Bytes| backup(maintenance.clone(), body))
+    };
     Router::new()
         .route("/v3/kv/range", unary!(kv, range))
         .route("/v3/kv/put", unary!(kv, put))
@@ -88,6 +92,7 @@ pub(crate) fn router(member: &Arc<Member>) -> Router {
         .route("/v3/maintenance/status", unary!(maintenance, status))
         .route("/v3/maintenance/defragment", unary!(maintenance, defragment))
         .route("/v3/maintenance/hash", unary!(maintenance, hash_kv))
+        .route("/v3/maintenance/snapshot", backup)
         .route("/v3/maintenance/transfer-leadership", unary!(maintenance, move_leader))
         .route("/v3/lock/lock", unary!(lock, lock))
         .route("/v3/lock/unlock", unary!(lock, unlock))
@@ -196,6 +201,17 @@ fn streamed<T: Serialize + Send + 'static>(
 ) -> Response {
     let lines = messages.map(|message| Ok::<_, Infallible>(line(&message)));
     with_json(StatusCode::OK, Body::from_stream(lines))
+}
+
+async fn backup(maintenance: MaintenanceServer, body: Bytes) -> Response {
+    let request = match parse(&body) {
+        Ok(request) => request,
+        Err(status) => return failure(&status),
+    };
+    match maintenance.snapshot(Request::new(request)).await {
+        Ok(response) => streamed(response.into_inner()),
+        Err(status) => failure(&status),
+    }
 }
 
 /// A keep-alive for each JSON object in the body, and a line for each.

@@ -18,6 +18,7 @@ use store_proto::peer::{Alarm, AlarmChange};
 use tonic::{Request, Response, Status};
 
 use super::ETCD_VERSION;
+use crate::backup;
 use crate::member::Member;
 use crate::mvcc::Outcome;
 
@@ -142,7 +143,7 @@ impl Maintenance for MaintenanceServer {
         &self,
         _: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        Err(not_yet("Snapshot"))
+        Ok(Response::new(Box::pin(backup::send(&self.0)?)))
     }
 
     async fn move_leader(

@@ -96,6 +96,20 @@ impl SnapshotDir {
         Ok((meta, path))
     }
 
+    /// A file without a name, for whatever is needed for a while: it is gone with its last handle,
+    /// also when the process is killed.
+    pub(crate) fn unnamed_file(&self) -> Result<File, SnapshotError> {
+        let path = self.temporary();
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(SnapshotError::io("create", &path))?;
+        fs::remove_file(&path).map_err(SnapshotError::io("remove", &path))?;
+        Ok(file)
+    }
+
     fn temporary(&self) -> PathBuf {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         self.path.join(format!("{number}{SUFFIX}{TEMPORARY_SUFFIX}"))

@@ -64,11 +64,40 @@ impl Store {
         count: usize,
         flags: &[&str],
     ) -> Self {
+        Self::start_prepared(scratch, kind, count, flags, |_| {}).await
+    }
+
+    /// Starts `count` members whose data directories `restore` makes before, from the flags that
+    /// name a member and its cluster.
+    pub(crate) async fn start_from(
+        scratch: &Scratch,
+        kind: Kind,
+        count: usize,
+        restore: impl Fn(&[&str]),
+    ) -> Self {
+        Self::start_prepared(scratch, kind, count, &[], restore).await
+    }
+
+    async fn start_prepared(
+        scratch: &Scratch,
+        kind: Kind,
+        count: usize,
+        flags: &[&str],
+        prepare: impl Fn(&[&str]),
+    ) -> Self {
         let peers: Vec<(String, String)> =
             (1..=count).map(|number| (format!("n{number}"), free_url())).collect();
         let cluster: Vec<String> =
             peers.iter().map(|(name, url)| format!("{name}={url}")).collect();
         let cluster = cluster.join(",");
+        for (name, peer_url) in &peers {
+            let data_dir = scratch.path(name);
+            let data_dir = data_dir.to_str().expect("a temporary path is UTF-8");
+            let mut identity = vec!["--name", name, "--data-dir", data_dir];
+            identity.extend(["--initial-advertise-peer-urls", peer_url]);
+            identity.extend(["--initial-cluster", &cluster]);
+            prepare(&identity);
+        }
         let start = |(name, peer_url): &(String, String)| {
             Member::start(scratch, kind, name, peer_url, &cluster, flags)
         };
@@ -271,7 +300,7 @@ impl Member {
     }
 
     /// The hash over this member's history up to a revision, and where that begins.
-    async fn hash_kv(&self, revision: i64) -> Result<(u32, i64), Status> {
+    pub(crate) async fn hash_kv(&self, revision: i64) -> Result<(u32, i64), Status> {
         let mut client = MaintenanceClient::new(self.channel.clone());
         let request = in_time(HashKvRequest { revision });
         let answer = within_deadline(client.hash_kv(request)).await?.into_inner();
