@@ -59,7 +59,7 @@ Examples:
   curl 127.0.0.1:2379/v3/maintenance/status -d '{}'
   miniku store snapshot --help
       Backups.")]
-    Store(StoreArgs),
+    Store(Box<StoreArgs>),
 
     /// The HTTP API
     #[command(after_help = "\

@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::Parser;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::{Cli, Command, StoreArgs, StoreCommand};
+use crate::cli::{Cli, Command, StoreCommand};
 use crate::logging::Format;
 use crate::parts::Parts;
 use crate::signals::Signals;
@@ -44,10 +44,13 @@ fn main() -> ExitCode {
 /// Runs a command until it is asked to stop; `Err` when it could not start, or ended by itself.
 async fn run(command: Command) -> anyhow::Result<()> {
     let mut signals = Signals::catch()?;
-    if let Command::Store(StoreArgs { command: Some(command), .. }) = command {
-        let StoreCommand::Snapshot(command) = command;
-        return snapshot(command, &mut signals).await;
-    }
+    let command = match command {
+        Command::Store(mut args) => match args.command.take() {
+            Some(StoreCommand::Snapshot(command)) => return snapshot(command, &mut signals).await,
+            None => Command::Store(args),
+        },
+        other => other,
+    };
     let mut parts = Parts::default();
     let started = tokio::select! {
         started = start(command, &mut parts) => started,
