@@ -32,10 +32,13 @@ use crate::member::Member;
 use crate::mvcc::{Capture, LeaseInfo, Mvcc, Revision, is_delete, kv_of};
 use crate::raft::snapshot_transfer::blocking;
 use crate::raft::types::MemberNode;
-use crate::snapshot::{SnapshotDir, SnapshotError, SnapshotMeta};
+use crate::snapshot::{SnapshotError, SnapshotMeta};
+use crate::space::RewriteRefused;
 
 /// How many backups a member makes at a time: each takes as much of its disk as the data.
 pub(crate) const BACKUPS_AT_ONCE: usize = 2;
+/// A file takes up to so many times what the records do, as one page holds no part of a value.
+const FILE_FACTOR: u64 = 2;
 /// What one message carries.
 const CHUNK_BYTES: usize = 128 << 10;
 /// What is read from the file at once.
@@ -55,6 +58,8 @@ pub(super) enum SaveError {
     Bolt(#[from] BoltError),
     #[error("there is no place for the backup")]
     File(#[from] SnapshotError),
+    #[error(transparent)]
+    Space(#[from] RewriteRefused),
     #[error("nobody waits for it any more")]
     Cancelled,
     #[error("this member has no state yet")]
@@ -231,7 +236,7 @@ async fn make_and_send(
 ) -> Result<(), Status> {
     let began = Instant::now();
     let header = member.header();
-    let (file, size_bytes, revision) = make(member.mvcc.clone(), member.snapshots.clone()).await?;
+    let (file, size_bytes, revision) = make(Arc::clone(member)).await?;
     tracing::info!(revision, size_bytes, took = ?began.elapsed(), "a backup is ready to be sent");
     let outgoing = Outgoing { file, remaining_bytes: size_bytes, sha256: Sha256::new() };
     let mut outgoing = Some(outgoing);
@@ -260,17 +265,20 @@ async fn make_and_send(
 }
 
 /// Writes a backup into a file without a name; ends early when it is dropped.
-async fn make(mvcc: Mvcc, dir: SnapshotDir) -> Result<(File, u64, i64), Status> {
+async fn make(member: Arc<Member>) -> Result<(File, u64, i64), Status> {
     let cancelled = CancellationToken::new();
     let _guard = cancelled.clone().drop_guard();
     let made = tokio::task::spawn_blocking(move || {
-        let mut file = dir.unnamed_file()?;
-        let (size_bytes, revision) = write(&mvcc, &file, &cancelled)?;
+        let needed_bytes = member.mvcc.in_use_bytes().saturating_mul(FILE_FACTOR);
+        member.space.check_rewrite(needed_bytes)?;
+        let mut file = member.snapshots.unnamed_file()?;
+        let (size_bytes, revision) = write(&member.mvcc, &file, &cancelled)?;
         file.rewind().map_err(BoltError::from)?;
         Ok((file, size_bytes, revision))
     });
     match made.await {
         Ok(Ok(made)) => Ok(made),
+        Ok(Err(SaveError::Space(refused))) => Err(Status::resource_exhausted(refused.to_string())),
         Ok(Err(SaveError::Nothing)) => Err(RequestError::NoLeader.into()),
         Ok(Err(error)) => {
             let error: &dyn std::error::Error = &error;
