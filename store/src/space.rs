@@ -89,7 +89,7 @@ pub struct DiskFull {
 /// The disk has no room for a second copy of the state.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the disk of {} has {free_bytes} bytes free, and defragmenting needs up to {needed_bytes}",
+    "the disk of {} has {free_bytes} bytes free, and rewriting the data needs up to {needed_bytes}",
     path.display()
 )]
 pub(crate) struct RewriteRefused {

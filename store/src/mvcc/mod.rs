@@ -75,7 +75,6 @@ use self::alarm::AlarmTable;
 use self::index::Index;
 use self::lease::LeaseTable;
 use self::pending::{Pending, Persisted};
-use self::revision::NEVER_COMPACTED;
 use self::window::Window;
 use crate::engine::{Engine, EngineError};
 use crate::error::RequestError;
