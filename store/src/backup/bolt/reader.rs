@@ -201,7 +201,9 @@ impl<S: Source> Bolt<S> {
                 _ => level.upper.clone(),
             };
             let offset = level.page.offset;
-            if upper.as_ref().is_some_and(|upper| lower >= *upper) {
+            let is_ordered = upper.as_ref().is_none_or(|upper| lower < *upper);
+            let is_within = level.upper.as_ref().is_none_or(|upper| lower < *upper);
+            if lower < level.lower || !is_ordered || !is_within {
                 return Err(damaged(offset, "the keys of a branch are out of order").into());
             }
             if path.len() == MAX_DEPTH {
