@@ -9,8 +9,8 @@
 
 #![allow(clippy::print_stdout, reason = "the runner shows it when a test fails")]
 
-mod compaction_at_size;
 mod backup;
+mod compaction_at_size;
 mod containers;
 mod damage;
 mod disk_full;

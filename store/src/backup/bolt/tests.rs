@@ -116,7 +116,7 @@ fn damage_is_named_with_its_place() {
     let page = |id: usize| id * PAGE_BYTES;
     let cases: [(usize, &[u8], &str); 8] = [
         (page(3), &[9], "page 3 says that it is page 9 (at byte 12288)"),
-        (page(4) + 8, &[BRANCH as u8], "which it does not have (at byte 16384)"),
+        (page(4) + 8, &[BRANCH as u8], "a branch are out of order (at byte 16384)"),
         (page(5) + 8, &[FREELIST as u8], "has the flags 0x10 (at byte 20480)"),
         (page(6) + 12, &[0xff, 0xff], "page 6 is too long (at byte 24576)"),
         (page(7) + PAGE_HEAD_BYTES + 4, &[0, 0xff], "reaches beyond its page (at byte 28688)"),
