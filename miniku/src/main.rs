@@ -1,6 +1,7 @@
 //! The one binary: `miniku up` is everything in one process, the other commands are one part each.
 //!
-//! Exit codes: 0, it was asked to stop and did; 1, it failed; 2, the command line makes no sense.
+//! Exit codes: 0, it was asked to stop and did; 1, it failed; 2, the command line makes no sense; 3, it
+//! is a store member that has been removed from its cluster, so that starting it again is of no use.
 
 mod cli;
 mod logging;
@@ -24,6 +25,7 @@ const RUNTIME_STOP: Duration = Duration::from_secs(1);
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
+const REMOVED: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -110,7 +112,11 @@ fn fail(error: &anyhow::Error, format: Format) -> ExitCode {
         Format::Human => cli::say_error(format_args!("error: {error:#}")),
         Format::Json => tracing::error!(error = format!("{error:#}"), "miniku failed"),
     }
-    ExitCode::from(if is_usage(error) { USAGE } else { FAILED })
+    ExitCode::from(match error.downcast_ref() {
+        Some(store::Error::Removed { .. }) => REMOVED,
+        _ if is_usage(error) => USAGE,
+        _ => FAILED,
+    })
 }
 
 /// Whether the flags were at fault, though only the part that they are for could tell.

@@ -43,9 +43,16 @@ pub struct Config {
     #[arg(long, value_name = "URL")]
     pub initial_advertise_peer_urls: Option<String>,
 
-    /// All members of the cluster at its first start [default: this one alone].
+    /// All members of the cluster at its first start, or when this member joins it [default: this one
+    /// alone].
     #[arg(long, value_name = "NAME=URL[,NAME=URL]")]
     pub initial_cluster: Option<String>,
+
+    /// Whether this member begins a new cluster with the others in --initial-cluster, or joins one
+    /// that runs and has added it (`etcdctl member add`). A member that has data takes who it is from
+    /// there: with `existing`, even if --initial-cluster has changed since.
+    #[arg(long, value_enum, default_value_t, value_name = "new|existing")]
+    pub initial_cluster_state: ClusterState,
 
     /// Tells clusters apart: members with another token are strangers.
     #[arg(long, default_value = DEFAULT_TOKEN)]
@@ -90,6 +97,16 @@ pub struct Config {
     /// in hours), or with --auto-compaction-mode=revision a number of revisions. 0: all.
     #[arg(long, default_value = "0", value_name = "RETENTION")]
     pub auto_compaction_retention: String,
+}
+
+/// What a member finds that starts for the first time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ClusterState {
+    /// No cluster yet: it begins one with the others.
+    #[default]
+    New,
+    /// A cluster that runs and expects it.
+    Existing,
 }
 
 /// A flag whose value cannot be used.
@@ -143,6 +160,7 @@ pub(crate) struct InitialMember {
 /// The flags of [`Config`], checked and read.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
+    /// These two as a new cluster would have them.
     pub(crate) member_id: u64,
     pub(crate) cluster_id: u64,
     pub(crate) listen_client: SocketAddr,
@@ -166,6 +184,11 @@ impl Config {
             Some(urls) => urls.split(',').map(|url| url.trim().to_owned()).collect(),
             None => vec![format!("http://{bound}")],
         }
+    }
+
+    /// A leader that is silent for so long is given up.
+    pub(crate) fn election_timeout(&self) -> Duration {
+        Duration::from_millis(self.election_timeout)
     }
 
     pub(crate) fn check(&self) -> Result<Settings, ConfigError> {

@@ -66,6 +66,45 @@ pub enum RequestError {
     /// This member is shutting down.
     #[error("etcdserver: server stopped")]
     Stopped,
+    /// Peer URLs that are none, or that cannot be used.
+    #[error("etcdserver: given member URLs are invalid")]
+    BadMemberUrls,
+    /// A member that there is not, or no longer.
+    #[error("etcdserver: member not found")]
+    MemberNotFound,
+    /// A new member with the id of another.
+    #[error("etcdserver: member ID already exist")]
+    MemberExists,
+    /// A peer URL that another member has.
+    #[error("etcdserver: Peer URLs already exists")]
+    PeerUrlExists,
+    /// A change after which the members that have been up would be no quorum.
+    #[error("etcdserver: re-configuration failed due to not enough started members")]
+    NotEnoughStarted,
+    /// A change after which the members that answer would be no quorum.
+    #[error("etcdserver: unhealthy cluster")]
+    Unhealthy,
+    /// A promotion of a member that votes already.
+    #[error("etcdserver: can only promote a learner member")]
+    MemberNotLearner,
+    /// A promotion of a learner that has not caught up.
+    #[error("etcdserver: can only promote a learner member which is in sync with leader")]
+    LearnerNotReady,
+    /// More learners than the limit.
+    #[error("etcdserver: too many learner members in cluster")]
+    TooManyLearners,
+    /// A request that only the leader takes.
+    #[error("etcdserver: not leader")]
+    NotLeader,
+    /// Leadership cannot go to this member.
+    #[error("etcdserver: bad leader transferee")]
+    BadTransferee,
+    /// Leadership did not go over within the deadline.
+    #[error("etcdserver: request timed out, leader transfer took too long")]
+    TransferTimeout,
+    /// A request that learners do not take.
+    #[error("etcdserver: rpc not supported for learner")]
+    NotForLearners,
 }
 
 impl RequestError {
@@ -79,15 +118,29 @@ impl RequestError {
             | Self::TooManyOps
             | Self::DuplicateKey
             | Self::InvalidSortOption
-            | Self::RequestTooLarge => Code::InvalidArgument,
+            | Self::RequestTooLarge
+            | Self::BadMemberUrls => Code::InvalidArgument,
             Self::Compacted | Self::FutureRevision | Self::LeaseTtlTooLarge => Code::OutOfRange,
-            Self::LeaseNotFound => Code::NotFound,
-            Self::LeaseExists => Code::FailedPrecondition,
+            Self::LeaseNotFound | Self::MemberNotFound => Code::NotFound,
+            Self::LeaseExists
+            | Self::MemberExists
+            | Self::PeerUrlExists
+            | Self::NotEnoughStarted
+            | Self::MemberNotLearner
+            | Self::LearnerNotReady
+            | Self::TooManyLearners
+            | Self::NotLeader
+            | Self::BadTransferee => Code::FailedPrecondition,
             Self::TooManyRequests | Self::NoSpace => Code::ResourceExhausted,
             Self::Corrupt => Code::DataLoss,
-            Self::NoLeader | Self::LeaderChanged | Self::Timeout | Self::Stopped => {
-                Code::Unavailable
-            }
+            Self::NoLeader
+            | Self::LeaderChanged
+            | Self::Timeout
+            | Self::Stopped
+            | Self::Unhealthy
+            | Self::NotForLearners => Code::Unavailable,
+            // etcd has no code for this one.
+            Self::TransferTimeout => Code::Unknown,
         }
     }
 }

@@ -19,6 +19,9 @@ pub(crate) struct Identity {
     /// What it was restored from, if it was: the SHA-256 of a backup, and what was changed in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     restored_from: Option<String>,
+    /// The name that it was first started with.
+    #[serde(default)]
+    pub(crate) name: Option<String>,
 }
 
 /// A directory that is not this member's.
@@ -46,7 +49,8 @@ pub enum IdentityError {
     #[error(
         "{} belongs to member {found_member} of cluster {found_cluster}, but the flags describe \
          member {member} of cluster {cluster}: use another --data-dir, or the --name and \
-         --initial-cluster that it was first started with",
+         --initial-cluster that it was first started with; if the cluster's members have changed \
+         since, --initial-cluster-state existing",
         path.display()
     )]
     Other {
@@ -64,11 +68,12 @@ pub enum IdentityError {
 }
 
 impl Identity {
-    pub(crate) fn new(cluster_id: u64, member_id: u64) -> Self {
+    pub(crate) fn new(cluster_id: u64, member_id: u64, name: &str) -> Self {
         Self {
             cluster_id: format!("{cluster_id:x}"),
             member_id: format!("{member_id:x}"),
             restored_from: None,
+            name: Some(name.to_owned()),
         }
     }
 
@@ -77,7 +82,7 @@ impl Identity {
     /// than that of any other backup.
     pub(crate) fn restored(flags_cluster_id: u64, member_id: u64, origin: String) -> Self {
         let cluster_id = cluster_id_after_restore(flags_cluster_id, &origin);
-        Self { restored_from: Some(origin), ..Self::new(cluster_id, member_id) }
+        Self { restored_from: Some(origin), name: None, ..Self::new(cluster_id, member_id, "") }
     }
 
     /// The id of the cluster to which flags that describe `flags_cluster_id` refer in this directory.
@@ -88,6 +93,12 @@ impl Identity {
         let origin = Self::read(data_dir)?.and_then(|found| found.restored_from);
         Ok(origin
             .map_or(flags_cluster_id, |origin| cluster_id_after_restore(flags_cluster_id, &origin)))
+    }
+
+    /// The ids of the cluster and of the member.
+    pub(crate) fn ids(&self) -> Option<(u64, u64)> {
+        let id = |text: &str| u64::from_str_radix(text, 16).ok();
+        Some((id(&self.cluster_id)?, id(&self.member_id)?))
     }
 
     /// Whose `data_dir` is, if it is somebody's.
@@ -108,19 +119,37 @@ impl Identity {
         let path = data_dir.join(FILE_NAME);
         match Self::read(data_dir)? {
             Some(found) if found.is_same(self) => Ok(()),
-            Some(found) => Err(IdentityError::Other {
-                path,
-                found_member: found.member_id,
-                found_cluster: found.cluster_id,
-                member: self.member_id.clone(),
-                cluster: self.cluster_id.clone(),
-            }),
+            Some(found) => Err(self.is_not(found, path)),
             None => self
                 .write(data_dir, &path)
                 .map_err(|source| IdentityError::Io { path: path.clone(), source }),
         }
     }
 
+    /// Whether it can be this one under the name that it is started with now.
+    pub(crate) fn may_be_called(&self, name: &str) -> bool {
+        self.name.as_deref().is_none_or(|known| known == name)
+    }
+
+    /// What is wrong when `self` was expected and `found` stands there.
+    pub(crate) fn is_not(&self, found: Self, path: PathBuf) -> IdentityError {
+        IdentityError::Other {
+            path,
+            found_member: found.described(),
+            found_cluster: found.cluster_id,
+            member: self.described(),
+            cluster: self.cluster_id.clone(),
+        }
+    }
+
+    fn described(&self) -> String {
+        match &self.name {
+            Some(name) => format!("{} ({name})", self.member_id),
+            None => self.member_id.clone(),
+        }
+    }
+
+    /// Files of earlier versions tell no name.
     fn is_same(&self, other: &Self) -> bool {
         self.cluster_id == other.cluster_id && self.member_id == other.member_id
     }
@@ -162,10 +191,13 @@ mod tests {
     #[test]
     fn a_directory_stays_with_its_first_member() {
         let dir = tempfile::tempdir().unwrap();
-        Identity::new(1, 2).claim(dir.path()).unwrap();
-        Identity::new(1, 2).claim(dir.path()).unwrap();
-        let error = Identity::new(1, 3).claim(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("belongs to member 2 of cluster 1"), "{error}");
+        Identity::new(1, 2, "n1").claim(dir.path()).unwrap();
+        Identity::new(1, 2, "n1").claim(dir.path()).unwrap();
+        let error = Identity::new(1, 3, "n3").claim(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("belongs to member 2 (n1) of cluster 1"), "{error}");
         assert!(error.contains("--data-dir"), "{error}");
+        let found = Identity::read(dir.path()).unwrap().unwrap();
+        assert_eq!(found.ids(), Some((1, 2)));
+        assert!(found.may_be_called("n1") && !found.may_be_called("n3"));
     }
 }

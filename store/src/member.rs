@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::error::RequestError;
-use crate::leadership::Leadership;
+use crate::leadership::{Contact, Leadership};
 use crate::lease_clock::LeaseClock;
 use crate::mvcc::{Mvcc, Outcome, StateDir};
 use crate::proposals::Proposals;
@@ -40,6 +40,8 @@ pub(crate) struct Member {
     pub(crate) id: u64,
     pub(crate) cluster_id: u64,
     pub(crate) request_timeout: Duration,
+    /// A leader that is silent for so long is given up.
+    pub(crate) election_timeout: Duration,
     /// Cancelled when the member is asked to stop.
     pub(crate) stop: CancellationToken,
     /// What outlives the call that began it. It ends soon after `stop`.
@@ -53,6 +55,13 @@ pub(crate) struct Member {
     pub(crate) reads: ReadIndex,
     pub(crate) leases: Arc<LeaseClock>,
     pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) contact: Contact,
+    /// Whether this member has known no leader for so long that streams which need one end.
+    pub(crate) cut_off: watch::Receiver<bool>,
+    /// One change of the members at a time.
+    pub(crate) member_changes: Semaphore,
+    /// Cancelled once this member has been removed from the cluster.
+    pub(crate) removed: CancellationToken,
     pub(crate) applied_index: watch::Receiver<u64>,
     pub(crate) snapshots: SnapshotDir,
     pub(crate) snapshot_dir: PathBuf,
@@ -127,6 +136,11 @@ impl Member {
     /// The members as of the newest membership in this member's log.
     pub(crate) fn membership(&self) -> Arc<StoredMembership> {
         Arc::clone(&self.raft.server_metrics().borrow_watched().membership_config)
+    }
+
+    /// Whether this member is a learner, as far as its log knows.
+    pub(crate) fn is_learner(&self) -> bool {
+        self.membership().get_node(&self.id).is_some_and(|node| node.learner)
     }
 
     /// A client of another member, or `None` when no such member is known.

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::SnapshotPolicy;
+use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
 use store_proto::peer::command::Op;
 use store_proto::peer::{IsKnownRequest, MemberAttributes};
@@ -19,15 +20,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backup::BACKUPS_AT_ONCE;
-use crate::config::{Config, ConfigError, Settings};
+use crate::config::{ClusterState, Config, ConfigError, Settings};
 use crate::identity::{Identity, IdentityError};
-use crate::leadership::{self, Leadership};
+use crate::leadership::{self, Contact, Leadership};
 use crate::member::{Member, Raft};
+use crate::members::join::{self, JoinError};
+use crate::members::{keeper, removal};
 use crate::proposals::Proposals;
 use crate::raft::log_store::LogStore;
 use crate::raft::network::Network;
 use crate::raft::state_machine::{Applier, StateMachine};
-use crate::raft::types::{MemberNode, TypeConfig};
+use crate::raft::types::MemberNode;
 use crate::read_index::ReadIndex;
 use crate::reads::Reads;
 use crate::rpc;
@@ -42,8 +45,6 @@ const LOG_ENTRIES_KEPT: u64 = 256;
 /// has them: never, as the log is the cheaper way.
 const REPLICATION_LAG: u64 = u64::MAX / 2;
 const ENTRIES_PER_MESSAGE: u64 = 1024;
-/// For openraft to tell of the membership that it was started with.
-const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(10);
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(1);
 const LISTEN_PAUSE: Duration = Duration::from_millis(50);
 const PUBLISH_PAUSE: Duration = Duration::from_millis(200);
@@ -96,15 +97,39 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The log or the state on disk is lost, but the other members have it.
+    #[error("{instead}")]
+    Lost {
+        /// Why.
+        #[source]
+        source: StorageError,
+        /// What can be done.
+        instead: Replacement,
+    },
+    /// There is no cluster that it could join.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// The log is gone, but the cluster remembers this member's votes.
     #[error(
-        "member {member:x} has taken part in this cluster before, but {} holds no log: with an \
-         empty log it would break promises that its old one kept; bring its data back",
+        "member {:x} has taken part in this cluster before, but {} holds no log: with an \
+         empty log it would break promises that its old one kept; bring its data back, or {instead}",
+        instead.id,
         path.display()
     )]
     Forgotten {
-        /// The member's id.
-        member: u64,
+        /// Its data directory.
+        path: PathBuf,
+        /// What can be done.
+        instead: Replacement,
+    },
+    /// This member is none any more.
+    #[error(
+        "{}: nothing in {} is needed any more; to have it back, add it as a new member \
+         (`etcdctl member add`), with an empty --data-dir",
+        removal::REMOVED,
+        path.display()
+    )]
+    Removed {
         /// Its data directory.
         path: PathBuf,
     },
@@ -116,6 +141,27 @@ pub enum Error {
     TaskEnded(&'static str),
 }
 
+/// How a member whose data is lost is replaced, in commands to paste.
+#[derive(Clone, Debug)]
+pub struct Replacement {
+    id: u64,
+    name: String,
+    peer_urls: Vec<String>,
+}
+
+impl std::fmt::Display for Replacement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { id, name, peer_urls } = self;
+        let urls = peer_urls.join(",");
+        write!(
+            f,
+            "replace it by a new one: ask a member that runs to `etcdctl member remove {id:x}` and \
+             `etcdctl member add {name} --peer-urls={urls}`, then start it with an empty --data-dir, \
+             --initial-cluster-state existing, and the --initial-cluster that was printed"
+        )
+    }
+}
+
 /// A member that runs.
 pub struct Running {
     /// Where it listens for clients.
@@ -124,6 +170,7 @@ pub struct Running {
     pub peer_addr: SocketAddr,
     member: Arc<Member>,
     log: LogStore,
+    data_dir: PathBuf,
     stop: CancellationToken,
     tasks: JoinSet<&'static str>,
     reason: Reason,
@@ -136,14 +183,19 @@ impl Running {
     /// Waits until a part of the member ends by itself: then the process has to.
     pub async fn join(&mut self) -> Error {
         match self.tasks.join_next().await {
+            Some(Ok(_)) if self.member.removed.is_cancelled() => {
+                Error::Removed { path: self.data_dir.clone() }
+            }
             Some(Ok(name)) => self.reason.lock().take().unwrap_or(Error::TaskEnded(name)),
             Some(Err(panic)) => Error::Raft(panic.to_string()),
             None => Error::TaskEnded("last task"),
         }
     }
 
-    /// Lets requests finish within a deadline, stops taking part, and brings the state to disk.
+    /// Hands leadership over, lets requests finish within a deadline, stops taking part, and brings the
+    /// state to disk.
     pub async fn shutdown(mut self) {
+        self.member.resign().await;
         self.stop.cancel();
         let served = async {
             while let Some(ended) = self.tasks.join_next().await {
@@ -182,29 +234,29 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     std::fs::create_dir_all(&config.data_dir)
         .map_err(|source| Error::DataDir { path: config.data_dir.clone(), source })?;
     space::check_disk(&config.data_dir, &settings.space)?;
-    let cluster_id = Identity::cluster_id_in(&config.data_dir, settings.cluster_id)?;
-    let settings = Settings { cluster_id, ..settings };
-    Identity::new(settings.cluster_id, settings.member_id).claim(&config.data_dir)?;
-    let storage = Storage::open(&config.data_dir).await?;
+    let settings = identify(&config, settings).await?;
+    let storage = open_storage(&config, &settings).await?;
     let log = storage.log.clone();
 
     let (leadership_sender, leadership) = watch::channel(Leadership::default());
-    let (member, pristine) = assemble(&config, &settings, storage, leadership).await?;
+    let (cut_off_sender, cut_off) = watch::channel(false);
+    let (member, pristine) = assemble(&config, &settings, storage, leadership, cut_off).await?;
     if pristine {
-        refuse_to_forget(&member, &settings, &config.data_dir).await?;
-        initialize(&member.raft, &settings).await?;
+        refuse_to_forget(&member, &config, &settings).await?;
+        if config.initial_cluster_state == ClusterState::New {
+            initialize(&member.raft, &settings).await?;
+        }
     }
-    // From here on everybody who asks is told who the members are.
-    let is_known = |metrics: &openraft::RaftMetrics<TypeConfig>| {
-        metrics.membership_config.nodes().next().is_some()
-    };
-    let known = member.raft.wait(Some(MEMBERSHIP_TIMEOUT)).metrics(is_known, "membership").await;
-    known.map_err(|error| Error::Raft(error.to_string()))?;
 
-    let stop = member.stop.clone();
+    let (stop, member_stop) = (member.stop.clone(), member.stop.clone());
     let mut tasks = Tasks { set: JoinSet::new(), stop: stop.clone(), reason: Reason::default() };
     let raft = member.raft.clone();
     tasks.run("consensus", leadership::follow(raft, Arc::new(leadership_sender)));
+    tasks.run("addresses", member.network.clone().follow_addresses(member.raft.clone()));
+    tasks.run("contact", leadership::watch_contact(Arc::clone(&member), cut_off_sender));
+    tasks.run("membership", removal::notice(Arc::clone(&member)));
+    tasks.run("keeper of the members", keeper::run(Arc::clone(&member)));
+    tasks.run("newcomers", keeper::forgive_newcomers(Arc::clone(&member)));
     tasks.run("proposer", proposer::run(Arc::clone(&member)));
     tasks.run("read index", read_index::run(Arc::clone(&member)));
     tasks.run("lease clock", leases::follow_leadership(Arc::clone(&member)));
@@ -225,6 +277,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         member_id: settings.member_id,
         name: config.name.clone(),
         client_urls: config.client_urls(client_addr),
+        removed: false,
     };
     tasks.run("self-introduction", publish(Arc::clone(&member), attributes));
     let peer_router = rpc::peer_router(&member);
@@ -232,9 +285,15 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         .set
         .spawn(served("peer port", rpc::serve::serve(peer_listener, peer_router, stop.clone())));
     let router = rpc::client_router(&member);
-    tasks
-        .set
-        .spawn(served("client port", rpc::serve::serve(client_listener, router, stop.clone())));
+    let serving = rpc::serve::serve(client_listener, router, stop.clone());
+    let known = knows_members(Arc::clone(&member));
+    // From here on every client is told who the members are. One that joins hears it from the leader.
+    tasks.set.spawn(served("client port", async move {
+        tokio::select! {
+            () = known => serving.await,
+            () = member_stop.cancelled() => {}
+        }
+    }));
 
     tracing::info!(
         name = config.name,
@@ -245,15 +304,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         revision = member.mvcc.current_revision(),
         "store member started"
     );
-    Ok(Running {
-        client_addr,
-        peer_addr,
-        member,
-        log,
-        stop,
-        tasks: tasks.set,
-        reason: tasks.reason,
-    })
+    let (data_dir, reason, tasks) = (config.data_dir, tasks.reason, tasks.set);
+    Ok(Running { client_addr, peer_addr, member, log, data_dir, stop, tasks, reason })
 }
 
 struct Tasks {
@@ -358,6 +410,7 @@ async fn assemble(
     settings: &Settings,
     storage: Storage,
     leadership: watch::Receiver<Leadership>,
+    cut_off: watch::Receiver<bool>,
 ) -> Result<(Arc<Member>, bool), Error> {
     let Storage { log, mvcc, snapshots, state_dir } = storage.clone();
     let (applied, _) = mvcc.applied();
@@ -374,7 +427,8 @@ async fn assemble(
         applied_index: applied_sender,
         applied_term: Mutex::new(applied.map_or(0, |log_id| **log_id.committed_leader_id())),
     };
-    let network = Network::new(settings.cluster_id);
+    let removed = CancellationToken::new();
+    let network = Network::new(settings.cluster_id, settings.member_id, removed.clone());
     let raft = Raft::new(
         settings.member_id,
         raft_config(config)?,
@@ -389,6 +443,7 @@ async fn assemble(
         id: settings.member_id,
         cluster_id: settings.cluster_id,
         request_timeout: config.request_timeout(),
+        election_timeout: config.election_timeout(),
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
         max_request_bytes: config.max_request_bytes,
@@ -400,6 +455,10 @@ async fn assemble(
         reads: ReadIndex::default(),
         leases,
         leadership,
+        contact: Contact::default(),
+        cut_off,
+        member_changes: Semaphore::new(1),
+        removed,
         applied_index,
         snapshots,
         snapshot_dir: config.data_dir.join(SNAPSHOT_DIR),
@@ -440,16 +499,78 @@ fn raft_config(config: &Config) -> Result<Arc<openraft::Config>, Error> {
     Ok(Arc::new(raft_config))
 }
 
+/// Who this member is: what its directory says; what the flags say of a new cluster; or what the
+/// cluster says that it joins.
+async fn identify(config: &Config, settings: Settings) -> Result<Settings, Error> {
+    let known = Identity::read(&config.data_dir)?;
+    let joins = config.initial_cluster_state == ClusterState::Existing;
+    let (cluster_id, member_id) = match known.as_ref().and_then(Identity::ids) {
+        Some(ids) if joins => ids,
+        _ if joins => {
+            let admitted = join::ask(&settings.initial_members, &config.name).await?;
+            tracing::info!(
+                member = format_args!("{:x}", admitted.member_id),
+                cluster = format_args!("{:x}", admitted.cluster_id),
+                "joining a cluster"
+            );
+            (admitted.cluster_id, admitted.member_id)
+        }
+        _ => {
+            let cluster_id = Identity::cluster_id_in(&config.data_dir, settings.cluster_id)?;
+            (cluster_id, settings.member_id)
+        }
+    };
+    let identity = Identity::new(cluster_id, member_id, &config.name);
+    if let Some(found) = known.filter(|known| joins && !known.may_be_called(&config.name)) {
+        return Err(identity.is_not(found, config.data_dir.clone()).into());
+    }
+    identity.claim(&config.data_dir)?;
+    Ok(Settings { cluster_id, member_id, ..settings })
+}
+
+/// Opens what is on disk. What is lost for good is said together with what can be done, if there are
+/// others that have it.
+async fn open_storage(config: &Config, settings: &Settings) -> Result<Storage, Error> {
+    let is_alone = settings.initial_members.len() < 2;
+    Storage::open(&config.data_dir).await.map_err(|source| {
+        if source.is_loss() && !is_alone {
+            Error::Lost { instead: replacement(config, settings), source }
+        } else {
+            Error::Storage(source)
+        }
+    })
+}
+
+fn replacement(config: &Config, settings: &Settings) -> Replacement {
+    let own = settings.initial_members.iter().find(|member| member.name == config.name);
+    Replacement {
+        id: settings.member_id,
+        name: config.name.clone(),
+        peer_urls: own.map(|own| own.peer_urls.clone()).unwrap_or_default(),
+    }
+}
+
+/// Waits until this member is one of those that its log tells of.
+async fn knows_members(member: Arc<Member>) {
+    let mut metrics = member.raft.server_metrics();
+    while member.membership().get_node(&member.id).is_none() {
+        if metrics.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// A member whose log was lost must not vote as if it had never had one (the Raft paper's
 /// persistent state, §5.2): if any of the others remembers it, it does not start. etcd refuses in
-/// the same case.
+/// the same case. Whoever joins a cluster begins without a vote.
 async fn refuse_to_forget(
     member: &Member,
+    config: &Config,
     settings: &Settings,
-    data_dir: &Path,
 ) -> Result<(), Error> {
+    let joins = config.initial_cluster_state == ClusterState::Existing;
     let mut asked = JoinSet::new();
-    for other in settings.initial_members.iter().filter(|other| other.id != member.id) {
+    for other in settings.initial_members.iter().filter(|other| other.name != config.name) {
         let node = MemberNode { peer_urls: other.peer_urls.clone(), ..MemberNode::default() };
         let Some(mut peer) = member.network.peer(other.id, &node) else { continue };
         let request = IsKnownRequest { member_id: member.id };
@@ -457,10 +578,14 @@ async fn refuse_to_forget(
     }
     while let Some(answer) = asked.join_next().await {
         // Whoever cannot be reached does not know; at a first start nobody can.
-        if let Ok(Ok(Ok(response))) = answer
-            && response.get_ref().known
-        {
-            return Err(Error::Forgotten { member: member.id, path: data_dir.to_owned() });
+        let Ok(Ok(answer)) = answer else { continue };
+        let remembered = match answer {
+            Ok(response) => response.get_ref().known || (joins && response.get_ref().votes),
+            Err(status) => removal::is_refusal(&status),
+        };
+        if remembered {
+            let instead = replacement(config, settings);
+            return Err(Error::Forgotten { path: config.data_dir.clone(), instead });
         }
     }
     Ok(())
@@ -475,7 +600,7 @@ async fn initialize(raft: &Raft, settings: &Settings) -> Result<(), Error> {
             let node = MemberNode {
                 name: member.name.clone(),
                 peer_urls: member.peer_urls.clone(),
-                client_urls: Vec::new(),
+                learner: false,
             };
             (member.id, node)
         })

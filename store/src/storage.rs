@@ -35,6 +35,16 @@ const SNAPSHOTS_KEPT: usize = 2;
 #[error(transparent)]
 pub struct StorageError(#[from] Failure);
 
+impl StorageError {
+    /// Whether what is on disk is lost, so that only other members can help.
+    pub(crate) fn is_loss(&self) -> bool {
+        matches!(
+            self.0,
+            Failure::Lost { .. } | Failure::Log(WalError::Damaged { .. } | WalError::Missing(_))
+        )
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("the log cannot be opened")]
@@ -47,8 +57,7 @@ enum Failure {
     Snapshots(#[from] SnapshotError),
     #[error(
         "the state is lost ({reason}) and cannot be rebuilt: the log begins after entry \
-         {first_needed}, and there is no whole snapshot that reaches so far; this member has to \
-         be replaced by a new one"
+         {first_needed}, and there is no whole snapshot that reaches so far"
     )]
     Lost { reason: String, first_needed: u64 },
     #[error("a damaged snapshot cannot be removed")]

@@ -118,7 +118,7 @@ impl Restore {
         let node = |name: &str, peer_urls: &[String]| MemberNode {
             name: name.to_owned(),
             peer_urls: peer_urls.to_owned(),
-            client_urls: Vec::new(),
+            learner: false,
         };
         let nodes: BTreeMap<u64, MemberNode> = members
             .iter()

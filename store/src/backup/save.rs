@@ -154,16 +154,15 @@ fn alarms(meta: &SnapshotMeta) -> BTreeSet<Vec<u8>> {
 
 /// The members as etcd notes them. A restore leaves them out, but tools show them.
 fn members(meta: &SnapshotMeta) -> BTreeMap<String, Vec<u8>> {
-    let voters: Vec<u64> = meta.membership.voter_ids().collect();
     let member = |(id, node): (&u64, &MemberNode)| {
         let told = meta.members.iter().find(|told| told.member_id == *id);
         let mut json = json!({
             "id": id,
             "peerURLs": node.peer_urls,
             "name": told.map_or(node.name.as_str(), |told| &told.name),
-            "clientURLs": told.map_or(&node.client_urls, |told| &told.client_urls),
+            "clientURLs": told.map_or(&[][..], |told| &told.client_urls),
         });
-        if !voters.contains(id) {
+        if node.learner {
             json["isLearner"] = true.into();
         }
         (format!("{id:x}"), json.to_string().into_bytes())

@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use openraft::EntryPayload;
+use openraft::{EntryPayload, Membership};
 use store_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
     LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest,
     PutResponse, ResponseHeader, TxnResponse, compare::CompareTarget, request_op::Request,
 };
-use store_proto::peer::{self, Alarm, AlarmChange, command::Op};
+use store_proto::peer::{self, Alarm, AlarmChange, MemberAttributes, command::Op};
 
 use super::lease::NO_LEASE;
 use super::pending::PendingEntry;
@@ -119,6 +119,7 @@ impl Shared {
         match payload {
             EntryPayload::Blank => {}
             EntryPayload::Membership(membership) => {
+                entry.members = self.removed_by(membership);
                 entry.membership = Some(StoredMembership::new(Some(log_id), membership.clone()));
             }
             EntryPayload::Normal(batch) => {
@@ -148,6 +149,19 @@ impl Shared {
         entry.revision = state.revision;
         state.pending.push(entry);
         Ok(Applied { results, revisions })
+    }
+
+    /// Marks for the members that there are, but no longer in `next`: their ids are never used
+    /// again, and whoever still calls itself by one is told.
+    fn removed_by(&self, next: &Membership<u64, MemberNode>) -> Vec<MemberAttributes> {
+        let state = self.state.read();
+        let gone = state.membership.nodes().filter(|(id, _)| next.get_node(id).is_none());
+        let mark = |id: u64| MemberAttributes {
+            member_id: id,
+            removed: true,
+            ..state.members.get(&id).cloned().unwrap_or_default()
+        };
+        gone.map(|(id, _)| mark(*id)).collect()
     }
 
     /// An entry applied twice or left out would make this member differ from the others for ever.
@@ -189,7 +203,10 @@ impl Shared {
                 self.apply_lease_revoke(request, entry).map(Outcome::LeaseRevoke)
             }
             Some(Op::Publish(attributes)) => {
-                entry.members.push(attributes.clone());
+                // One that was removed meanwhile stays removed.
+                if !self.state.read().is_removed(attributes.member_id) {
+                    entry.members.push(attributes.clone());
+                }
                 Ok(Outcome::Publish)
             }
             Some(Op::Alarm(change)) => {

@@ -172,6 +172,12 @@ struct State {
     persisted: Persisted,
 }
 
+impl State {
+    fn is_removed(&self, member_id: u64) -> bool {
+        self.members.get(&member_id).is_some_and(|member| member.removed)
+    }
+}
+
 impl Mvcc {
     fn new(state: State, limits: Limits) -> Self {
         let shared = Shared {
@@ -203,9 +209,14 @@ impl Mvcc {
         (state.applied, state.membership.clone())
     }
 
-    /// What the members told of themselves, by their ids.
+    /// What the members told of themselves, by their ids; those that were removed are marked.
     pub(crate) fn members(&self) -> BTreeMap<u64, MemberAttributes> {
         self.shared.state.read().members.clone()
+    }
+
+    /// Whether there was a member of this id, and it has been removed.
+    pub(crate) fn is_removed(&self, member_id: u64) -> bool {
+        self.shared.state.read().is_removed(member_id)
     }
 
     /// The alarms of a type, or all for NONE, in the order of types and members.

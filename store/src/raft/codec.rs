@@ -59,7 +59,7 @@ pub(crate) fn membership_to_proto(membership: &Membership<u64, MemberNode>) -> p
                 let node = peer::Node {
                     name: node.name.clone(),
                     peer_urls: node.peer_urls.clone(),
-                    client_urls: node.client_urls.clone(),
+                    learner: node.learner,
                 };
                 (*id, node)
             })
@@ -79,11 +79,8 @@ pub(crate) fn membership_from_proto(
         .nodes
         .into_iter()
         .map(|(id, node)| {
-            let node = MemberNode {
-                name: node.name,
-                peer_urls: node.peer_urls,
-                client_urls: node.client_urls,
-            };
+            let node =
+                MemberNode { name: node.name, peer_urls: node.peer_urls, learner: node.learner };
             (id, node)
         })
         .collect();

@@ -4,13 +4,14 @@
 //! own, so that a bulk of data never holds up the sign of life. A peer that cannot be reached is an
 //! error, also for a pre-vote: silence is not consent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
+use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{
@@ -27,6 +28,7 @@ use store_proto::peer::append_entries_response::Result as AppendResult;
 use store_proto::peer::peer_client::PeerClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -36,6 +38,8 @@ use tonic::{Request, Status};
 use super::codec;
 use super::snapshot_transfer::SnapshotFile;
 use super::types::{MemberNode, TypeConfig, Vote};
+use crate::member::Raft;
+use crate::members::removal;
 
 /// The largest message between members: a full replication message and a large request on top.
 pub(crate) const PEER_MESSAGE_BYTES: usize = 64 << 20;
@@ -43,6 +47,8 @@ pub(crate) const PEER_MESSAGE_BYTES: usize = 64 << 20;
 pub(crate) const CLUSTER_ID_HEADER: &str = "miniku-cluster-id";
 /// Says which member the caller believes to reach.
 pub(crate) const MEMBER_ID_HEADER: &str = "miniku-member-id";
+/// Says which member the caller is.
+pub(crate) const CALLER_ID_HEADER: &str = "miniku-caller-id";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// A peer that answers no ping for this long is given up, and the calls to it fail.
@@ -64,12 +70,14 @@ pub(crate) type Peer = PeerClient<InterceptedService<Channel, Introduce>>;
 pub(crate) struct Introduce {
     cluster_id: MetadataValue<Ascii>,
     member_id: MetadataValue<Ascii>,
+    caller_id: MetadataValue<Ascii>,
 }
 
 impl Interceptor for Introduce {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         request.metadata_mut().insert(CLUSTER_ID_HEADER, self.cluster_id.clone());
         request.metadata_mut().insert(MEMBER_ID_HEADER, self.member_id.clone());
+        request.metadata_mut().insert(CALLER_ID_HEADER, self.caller_id.clone());
         Ok(request)
     }
 }
@@ -78,13 +86,43 @@ impl Interceptor for Introduce {
 #[derive(Clone)]
 pub(crate) struct Network {
     cluster_id: u64,
+    own_id: u64,
+    shared: Arc<Shared>,
+}
+
+/// What all connections know.
+#[derive(Default)]
+struct Shared {
     /// Whom the last call did not reach; so that it is said once, not with every heartbeat.
-    silent: Arc<Mutex<BTreeSet<u64>>>,
+    silent: Mutex<BTreeSet<u64>>,
+    /// The members of the newest membership. openraft keeps a connection when an address changes.
+    nodes: Mutex<BTreeMap<u64, MemberNode>>,
+    removed: CancellationToken,
 }
 
 impl Network {
-    pub(crate) fn new(cluster_id: u64) -> Self {
-        Self { cluster_id, silent: Arc::default() }
+    /// `removed` is cancelled when another member says that this one has been removed.
+    pub(crate) fn new(cluster_id: u64, own_id: u64, removed: CancellationToken) -> Self {
+        let shared = Shared { removed, ..Shared::default() };
+        Self { cluster_id, own_id, shared: Arc::new(shared) }
+    }
+
+    /// For one that does not know yet who it is.
+    pub(crate) fn stranger() -> Self {
+        Self::new(0, 0, CancellationToken::new())
+    }
+
+    /// Follows the addresses of the members. Never ends.
+    pub(crate) async fn follow_addresses(self, raft: Raft) {
+        let mut metrics = raft.server_metrics();
+        loop {
+            let membership = Arc::clone(&metrics.borrow_watched().membership_config);
+            *self.shared.nodes.lock() =
+                membership.nodes().map(|(id, node)| (*id, node.clone())).collect();
+            if metrics.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// A client of `node`, or `None` when its address cannot be used.
@@ -99,7 +137,11 @@ impl Network {
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(16 << 20)
             .connect_lazy();
-        let introduce = Introduce { cluster_id: self.cluster_id.into(), member_id: id.into() };
+        let introduce = Introduce {
+            cluster_id: self.cluster_id.into(),
+            member_id: id.into(),
+            caller_id: self.own_id.into(),
+        };
         let client = PeerClient::with_interceptor(channel, introduce)
             .max_decoding_message_size(PEER_MESSAGE_BYTES)
             .max_encoding_message_size(PEER_MESSAGE_BYTES);
@@ -107,23 +149,43 @@ impl Network {
     }
 }
 
+impl Network {
+    fn failed(&self, status: &Status) -> RPCError<TypeConfig> {
+        if removal::is_refusal(status) {
+            self.shared.removed.cancel();
+        }
+        RPCError::Unreachable(Unreachable::new(status))
+    }
+}
+
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = PeerNetwork;
 
     async fn new_client(&mut self, target: u64, node: &MemberNode) -> PeerNetwork {
-        PeerNetwork { peer: self.peer(target, node), target, silent: Arc::clone(&self.silent) }
+        let peer = self.peer(target, node);
+        PeerNetwork { network: self.clone(), target, peer_urls: node.peer_urls.clone(), peer }
     }
 }
 
 /// One connection to one peer, as openraft uses it.
 pub(crate) struct PeerNetwork {
-    peer: Option<Peer>,
+    network: Network,
     target: u64,
-    silent: Arc<Mutex<BTreeSet<u64>>>,
+    /// Those that `peer` was made for.
+    peer_urls: Vec<String>,
+    peer: Option<Peer>,
 }
 
 impl PeerNetwork {
-    fn peer(&self) -> Result<Peer, Unreachable<TypeConfig>> {
+    fn peer(&mut self) -> Result<Peer, Unreachable<TypeConfig>> {
+        let moved = {
+            let nodes = self.network.shared.nodes.lock();
+            nodes.get(&self.target).filter(|node| node.peer_urls != self.peer_urls).cloned()
+        };
+        if let Some(node) = moved {
+            self.peer = self.network.peer(self.target, &node);
+            self.peer_urls = node.peer_urls;
+        }
         let no_address = || format!("member {:x} has no usable peer URL", self.target);
         self.peer.clone().ok_or_else(|| Unreachable::from_string(no_address()))
     }
@@ -136,7 +198,7 @@ impl PeerNetwork {
     ) -> Result<T, RPCError<TypeConfig>> {
         let answer = match tokio::time::timeout(deadline, rpc).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(unreachable(&status)),
+            Ok(Err(status)) => Err(self.failed(&status)),
             Err(_) => Err(RPCError::Unreachable(Unreachable::from_string("no answer in time"))),
         };
         self.notice(answer.as_ref().err());
@@ -146,7 +208,7 @@ impl PeerNetwork {
     /// Streams a snapshot, a few chunks ahead of the peer at the most. A chunk that cannot be read ends
     /// the stream early; the peer then finds the file incomplete and refuses it.
     async fn send_snapshot(
-        &self,
+        &mut self,
         head: peer::SnapshotHead,
         mut chunks: BoxStream<'static, io::Result<Bytes>>,
     ) -> Result<Vote, StreamingError<TypeConfig>> {
@@ -167,9 +229,13 @@ impl PeerNetwork {
         Ok(codec::vote_from_proto(&vote))
     }
 
+    fn failed(&self, status: &Status) -> RPCError<TypeConfig> {
+        self.network.failed(status)
+    }
+
     fn notice(&self, failure: Option<&RPCError<TypeConfig>>) {
         let member = format_args!("{:x}", self.target);
-        let mut silent = self.silent.lock();
+        let mut silent = self.network.shared.silent.lock();
         match failure {
             Some(error) if silent.insert(self.target) => {
                 tracing::warn!(%member, %error, "a member cannot be reached");
@@ -178,10 +244,6 @@ impl PeerNetwork {
             _ => {}
         }
     }
-}
-
-fn unreachable(status: &Status) -> RPCError<TypeConfig> {
-    RPCError::Unreachable(Unreachable::new(status))
 }
 
 fn broken(reason: impl ToString) -> RPCError<TypeConfig> {
@@ -217,9 +279,10 @@ impl NetStreamAppend<TypeConfig> for PeerNetwork {
                     peer.append_entries(input.map(|request| append_to_proto(&request))),
                 )
                 .await?;
-            let results = responses.map(|response| match response {
+            let network = self.network.clone();
+            let results = responses.map(move |response| match response {
                 Ok(response) => append_result(&response),
-                Err(status) => Err(unreachable(&status)),
+                Err(status) => Err(network.failed(&status)),
             });
             Ok(results.boxed())
         })
@@ -254,7 +317,7 @@ fn append_result(
 
 impl PeerNetwork {
     async fn ask_for_vote(
-        &self,
+        &mut self,
         request: VoteRequest<TypeConfig>,
         pre_vote: bool,
         option: &RPCOption,
@@ -265,7 +328,8 @@ impl PeerNetwork {
             pre_vote,
             leader_transfer: request.leadership_transfer,
         };
-        let response = self.call(option.hard_ttl(), self.peer()?.vote(message)).await?;
+        let mut peer = self.peer()?;
+        let response = self.call(option.hard_ttl(), peer.vote(message)).await?;
         let vote = response.vote.ok_or_else(|| broken("an answer to Vote says nothing"))?;
         Ok(VoteResponse {
             vote: codec::vote_from_proto(&vote),
@@ -304,7 +368,8 @@ impl NetTransferLeader<TypeConfig> for PeerNetwork {
             to_node: *request.to_node_id(),
             last_log_id: request.last_log_id().map(codec::log_id_to_proto),
         };
-        let response = self.call(option.hard_ttl(), self.peer()?.transfer_leader(message)).await?;
+        let mut peer = self.peer()?;
+        let response = self.call(option.hard_ttl(), peer.transfer_leader(message)).await?;
         if response.accepted { Ok(Ok(())) } else { Err(broken("the transfer was refused")) }
     }
 }

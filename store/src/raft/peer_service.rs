@@ -12,13 +12,15 @@ use openraft::storage::Snapshot;
 use store_proto::peer;
 use store_proto::peer::append_entries_response::{Matching, Result as AppendResult};
 use store_proto::peer::peer_server::Peer as PeerService;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::codec;
-use super::network::{CLUSTER_ID_HEADER, MEMBER_ID_HEADER};
+use super::network::{CALLER_ID_HEADER, CLUSTER_ID_HEADER, MEMBER_ID_HEADER};
 use super::snapshot_transfer::IncomingSnapshot;
 use super::types::{Batch, TypeConfig};
 use crate::member::Member;
+use crate::members::removal;
 use crate::proposer::{self, Submitted};
 
 /// Answers other members on behalf of this one.
@@ -32,14 +34,10 @@ impl PeerServer {
         Self { member }
     }
 
-    /// Refuses callers that mean another cluster or another member.
+    /// Refuses callers that mean another cluster or another member, and those that have been removed.
     fn check_meant<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let named = |header| {
-            request
-                .metadata()
-                .get(header)
-                .and_then(|value| value.to_str().ok()?.parse::<u64>().ok())
-        };
+        self.check_caller(request)?;
+        let named = |header| named(request, header);
         if named(CLUSTER_ID_HEADER) != Some(self.member.cluster_id) {
             return Err(Status::failed_precondition("this is a member of another cluster"));
         }
@@ -48,6 +46,20 @@ impl PeerServer {
         }
         Ok(())
     }
+
+    fn check_caller<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let is_removed = |id| self.member.mvcc.is_removed(id);
+        if named(request, CLUSTER_ID_HEADER) == Some(self.member.cluster_id)
+            && named(request, CALLER_ID_HEADER).is_some_and(is_removed)
+        {
+            return Err(removal::refusal());
+        }
+        Ok(())
+    }
+}
+
+fn named<T>(request: &Request<T>, header: &'static str) -> Option<u64> {
+    request.metadata().get(header)?.to_str().ok()?.parse().ok()
 }
 
 fn missing(field: &'static str) -> Status {
@@ -103,10 +115,18 @@ impl PeerService for PeerServer {
     ) -> Result<Response<Self::AppendEntriesStream>, Status> {
         self.check_meant(&request)?;
         // A message that cannot be read ends the stream; the leader starts another.
-        let requests = request.into_inner().scan((), |(), message| {
+        let member = Arc::clone(&self.member);
+        let requests = request.into_inner().scan((), move |(), message| {
             let request = message.and_then(append_from_proto);
-            if let Err(status) = &request {
-                tracing::debug!(%status, "a stream of log entries from the leader ended");
+            match &request {
+                // A leader of an earlier term may not know yet that it is none any more.
+                Ok(request) if request.vote.leader_id().term >= member.leadership.borrow().term => {
+                    member.contact.heard(Instant::now());
+                }
+                Ok(_) => {}
+                Err(status) => {
+                    tracing::debug!(%status, "a stream of log entries from the leader ended");
+                }
             }
             std::future::ready(request.ok())
         });
@@ -218,8 +238,27 @@ impl PeerService for PeerServer {
         request: Request<peer::IsKnownRequest>,
     ) -> Result<Response<peer::IsKnownResponse>, Status> {
         self.check_meant(&request)?;
-        let known = self.member.mvcc.members().contains_key(&request.get_ref().member_id);
-        Ok(Response::new(peer::IsKnownResponse { known }))
+        let id = request.get_ref().member_id;
+        let known = self.member.mvcc.members().contains_key(&id);
+        let votes = self.member.membership().voter_ids().any(|voter| voter == id);
+        Ok(Response::new(peer::IsKnownResponse { known, votes }))
+    }
+
+    async fn members(
+        &self,
+        request: Request<peer::MembersRequest>,
+    ) -> Result<Response<peer::MembersResponse>, Status> {
+        self.check_caller(&request)?;
+        let members = self.member.listed_members();
+        Ok(Response::new(peer::MembersResponse { cluster_id: self.member.cluster_id, members }))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<peer::MemberChange>,
+    ) -> Result<Response<peer::MemberChanged>, Status> {
+        self.check_meant(&request)?;
+        Ok(Response::new(self.member.lead_change(request.get_ref()).await?))
     }
 
     async fn lease_remaining(

@@ -32,12 +32,13 @@ pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershi
 /// A member as the others know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct MemberNode {
-    /// The name it was started with; empty until it has been heard of.
+    /// The name that the first start of the cluster gave it; empty for one that was added later.
     pub(crate) name: String,
     /// Where its peers reach it.
     pub(crate) peer_urls: Vec<String>,
-    /// Where clients reach it; empty until it has told.
-    pub(crate) client_urls: Vec<String>,
+    /// It stays a learner until somebody promotes it. Any other node that has no vote yet gets it
+    /// as soon as it has caught up.
+    pub(crate) learner: bool,
 }
 
 /// Requests that share one log entry, in the order in which they are applied.

@@ -1,13 +1,16 @@
-//! The Cluster service. Members can be listed; changing them is not there yet.
+//! The Cluster service: who the members are, and changes of them. As with etcd, its headers tell no
+//! revision.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use store_proto::etcdserverpb::cluster_server::Cluster;
 use store_proto::etcdserverpb::{
-    Member as MemberMessage, MemberAddRequest, MemberAddResponse, MemberListRequest,
-    MemberListResponse, MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest,
-    MemberRemoveResponse, MemberUpdateRequest, MemberUpdateResponse,
+    MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
+    MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
+    MemberUpdateRequest, MemberUpdateResponse, ResponseHeader,
 };
+use store_proto::peer::member_change::Change;
 use tonic::{Request, Response, Status};
 
 use crate::member::Member;
@@ -16,8 +19,10 @@ use crate::member::Member;
 #[derive(Clone)]
 pub(crate) struct ClusterServer(pub(crate) Arc<Member>);
 
-fn not_yet() -> Status {
-    Status::unimplemented("members cannot be changed yet")
+impl ClusterServer {
+    fn header(&self) -> Option<ResponseHeader> {
+        Some(self.0.header_at(0))
+    }
 }
 
 #[tonic::async_trait]
@@ -29,51 +34,44 @@ impl Cluster for ClusterServer {
         if request.into_inner().linearizable {
             self.0.linearize().await?;
         }
-        let membership = self.0.membership();
-        let mut attributes = self.0.mvcc.members();
-        let voters: Vec<u64> = membership.voter_ids().collect();
-        let members = membership.nodes().map(|(id, node)| {
-            // A member that has not been up yet is listed by what the cluster was started with.
-            let told = attributes.remove(id).unwrap_or_default();
-            let name = if told.name.is_empty() { node.name.clone() } else { told.name };
-            MemberMessage {
-                id: *id,
-                name,
-                peer_ur_ls: node.peer_urls.clone(),
-                client_ur_ls: told.client_urls,
-                is_learner: !voters.contains(id),
-            }
-        });
-        let members = members.collect();
-        // As with etcd the answers of this service have no revision.
-        Ok(Response::new(MemberListResponse { header: Some(self.0.header_at(0)), members }))
+        let members = self.0.listed_members();
+        Ok(Response::new(MemberListResponse { header: self.header(), members }))
     }
 
     async fn member_add(
         &self,
-        _: Request<MemberAddRequest>,
+        request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        Err(not_yet())
+        let request = request.into_inner();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let urls = &request.peer_ur_ls;
+        let (member, members) = self.0.member_add(urls, request.is_learner, now.as_nanos()).await?;
+        let member = Some(member);
+        Ok(Response::new(MemberAddResponse { header: self.header(), member, members }))
     }
 
     async fn member_remove(
         &self,
-        _: Request<MemberRemoveRequest>,
+        request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        Err(not_yet())
+        let members = self.0.change_members(Change::Remove(request.into_inner().id)).await?;
+        Ok(Response::new(MemberRemoveResponse { header: self.header(), members }))
     }
 
     async fn member_update(
         &self,
-        _: Request<MemberUpdateRequest>,
+        request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        Err(not_yet())
+        let request = request.into_inner();
+        let members = self.0.member_update(request.id, &request.peer_ur_ls).await?;
+        Ok(Response::new(MemberUpdateResponse { header: self.header(), members }))
     }
 
     async fn member_promote(
         &self,
-        _: Request<MemberPromoteRequest>,
+        request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        Err(not_yet())
+        let members = self.0.change_members(Change::Promote(request.into_inner().id)).await?;
+        Ok(Response::new(MemberPromoteResponse { header: self.header(), members }))
     }
 }

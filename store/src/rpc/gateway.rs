@@ -146,7 +146,7 @@ struct ErrorBody<'a> {
     code: i32,
 }
 
-fn failure(status: &Status) -> Response {
+pub(super) fn failure(status: &Status) -> Response {
     let message = status.message();
     let body = ErrorBody { error: message, message, code: status.code() as i32 };
     let json = serde_json::to_vec(&body).unwrap_or_default();

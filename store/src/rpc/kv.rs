@@ -49,6 +49,9 @@ impl Kv for KvServer {
         request: Request<RangeRequest>,
     ) -> Result<Response<RangeResponse>, Status> {
         let request = request.into_inner();
+        if !request.serializable && self.0.is_learner() {
+            return Err(RequestError::NotForLearners.into());
+        }
         check_range(&request)?;
         let mut response = self.0.range(&request).await?;
         self.complete(&mut response.header);

@@ -81,16 +81,15 @@ impl Maintenance for MaintenanceServer {
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let leadership = *self.0.leadership.borrow();
+        let term = self.0.leadership.borrow().term;
+        let leader = self.0.leader_in_contact();
         let (last_log_index, applied_index) = {
             let metrics = self.0.raft.metrics();
             let metrics = metrics.borrow_watched();
             (metrics.last_log_index, metrics.last_applied.as_ref().map(|log_id| log_id.index()))
         };
-        let membership = self.0.membership();
-        let is_learner = membership.voter_ids().all(|id| id != self.0.id);
         let mut errors = Vec::new();
-        if leadership.leader.is_none() {
+        if leader.is_none() {
             errors.push(crate::RequestError::NoLeader.to_string());
         }
         errors.extend(self.0.mvcc.alarms(AlarmType::None).iter().map(text_of));
@@ -103,13 +102,13 @@ impl Maintenance for MaintenanceServer {
             header: Some(self.0.header()),
             version: ETCD_VERSION.to_owned(),
             db_size,
-            leader: leadership.leader.unwrap_or(0),
+            leader: leader.unwrap_or(0),
             raft_index: last_log_index.unwrap_or(0),
-            raft_term: leadership.term,
+            raft_term: term,
             raft_applied_index: applied_index.unwrap_or(0),
             errors,
             db_size_in_use: i64::try_from(in_use).unwrap_or(i64::MAX),
-            is_learner,
+            is_learner: self.0.is_learner(),
         }))
     }
 
@@ -148,8 +147,10 @@ impl Maintenance for MaintenanceServer {
 
     async fn move_leader(
         &self,
-        _: Request<MoveLeaderRequest>,
+        request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
-        Err(not_yet("MoveLeader"))
+        self.0.move_leader(request.into_inner().target_id).await?;
+        // As etcd answers it.
+        Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 }

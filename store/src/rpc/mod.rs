@@ -27,6 +27,7 @@ use crate::member::Member;
 use crate::raft::network::PEER_MESSAGE_BYTES;
 use crate::raft::peer_service::PeerServer;
 
+mod admission;
 mod authority;
 mod cluster;
 mod election;
@@ -78,6 +79,7 @@ pub(crate) fn client_router(member: &Arc<Member>) -> Router {
         .route("/health", health)
         .route("/version", get(version))
         .fallback(unknown_path)
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(member), admission::admit))
 }
 
 /// The health service of gRPC itself: "serving", until the member is asked to stop.

@@ -153,7 +153,7 @@ pub(crate) enum WalError {
     },
     /// The log holds something else than what was written to it.
     #[error(
-        "the log is damaged: {} at byte {offset}; acknowledged writes may be gone from this copy, so remove this member from the cluster, and add it again with an empty data directory",
+        "the log is damaged: {} at byte {offset}, and acknowledged writes may be gone from this copy",
         .path.display()
     )]
     Damaged {
@@ -166,7 +166,7 @@ pub(crate) enum WalError {
     },
     /// A segment between two others, or before the first that is still needed, is not there.
     #[error(
-        "the log is damaged: {} is missing; acknowledged writes may be gone from this copy, so remove this member from the cluster, and add it again with an empty data directory",
+        "the log is damaged: {} is missing, and acknowledged writes may be gone from this copy",
         .0.display()
     )]
     Missing(PathBuf),

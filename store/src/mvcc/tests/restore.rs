@@ -18,7 +18,12 @@ fn furnish(mvcc: &Mvcc) {
     let membership =
         openraft::Membership::new(vec![[7].into()], BTreeMap::from([(7, node)])).unwrap();
     mvcc.apply(log_id(0), &EntryPayload::Membership(membership)).unwrap();
-    let n1 = MemberAttributes { member_id: 7, name: "n1".into(), client_urls: vec!["c".into()] };
+    let n1 = MemberAttributes {
+        member_id: 7,
+        name: "n1".into(),
+        client_urls: vec!["c".into()],
+        removed: false,
+    };
     apply(mvcc, [Op::Publish(n1), alarm(8, true), alarm(9, true), alarm(8, false)]);
     apply(mvcc, [grant(1, 60), grant(-2, 90), put_with_lease("leased", 1)]);
     for round in 0..20 {

@@ -20,7 +20,7 @@ const TINY: &[&str] = &[
     // vote: term 2, node 1, committed
     "06000000 0b4a800f 03 080210011801",
     // entry 2-0: a membership of n1
-    "33000000 c93a0089 02 0a020802222d0a030a01011226080112220a026e31120d687474703a2f2f613a323338301a0d687474703a2f2f613a32333739",
+    "26000000 469c3d2e 02 0a02080222200a030a01011219080112150a026e31120d687474703a2f2f613a323338302001",
     // entry 2-1: blank
     "08000000 ecac5667 02 0a04080210011200",
     // entry 2-2: a batch that puts k
@@ -33,8 +33,8 @@ const TINY: &[&str] = &[
     "04000000 f8b676af 06 0a020802",
     // truncate after 2-1
     "06000000 71c69759 05 0a0408021001",
-    // mark for byte 223
-    "10000000 31f40ace 08 0100000000000000df00000000000000",
+    // mark for byte 210
+    "10000000 a10f10e4 08 0100000000000000d200000000000000",
 ];
 
 fn hex(bytes: &[u8]) -> String {
@@ -55,7 +55,7 @@ fn tiny_records() -> Vec<Record> {
     let node = MemberNode {
         name: "n1".to_owned(),
         peer_urls: vec!["http://a:2380".to_owned()],
-        client_urls: vec!["http://a:2379".to_owned()],
+        learner: true,
     };
     let membership =
         Membership::new(vec![[1].into()], std::collections::BTreeMap::from([(1, node)]));
