@@ -19,6 +19,7 @@ mod failover;
 mod flat_api;
 mod gateway;
 mod locks;
+mod members;
 mod on_etcd;
 mod scripts;
 mod space;

@@ -46,12 +46,14 @@ impl Kind {
 /// The members, in the order of their names.
 pub(crate) struct Store {
     pub(crate) members: Vec<Member>,
+    kind: Kind,
 }
 
 /// One member, which may be dead.
 pub(crate) struct Member {
     pub(crate) process: Process,
     pub(crate) client_url: String,
+    pub(crate) peer_url: String,
     pub(crate) data_dir: PathBuf,
     channel: Channel,
 }
@@ -101,7 +103,7 @@ impl Store {
         let start = |(name, peer_url): &(String, String)| {
             Member::start(scratch, kind, name, peer_url, &cluster, flags)
         };
-        let store = Self { members: peers.iter().map(start).collect() };
+        let store = Self { members: peers.iter().map(start).collect(), kind };
         for number in 0..count {
             store.serves(number).await;
         }
@@ -111,6 +113,19 @@ impl Store {
     /// Starts `count` members of the store under test and waits until all serve.
     pub(crate) async fn start(scratch: &Scratch, count: usize) -> Self {
         Self::start_with(scratch, Kind::under_test(), count, &[]).await
+    }
+
+    /// Starts a member that the cluster has added already, on an empty disk, as one that joins. `cluster`
+    /// is what `etcdctl member add` printed.
+    pub(crate) fn join(
+        &self,
+        scratch: &Scratch,
+        name: &str,
+        peer_url: &str,
+        cluster: &str,
+    ) -> Member {
+        let joins = ["--initial-cluster-state", "existing"];
+        Member::start(scratch, self.kind, name, peer_url, cluster, &joins)
     }
 
     /// The members' addresses as clients are given them.
@@ -180,11 +195,11 @@ fn leads(status: &StatusResponse) -> bool {
     status.leader != 0 && status.leader == member_id(status)
 }
 
-fn member_id(status: &StatusResponse) -> u64 {
+pub(crate) fn member_id(status: &StatusResponse) -> u64 {
     status.header.as_ref().map_or(0, |header| header.member_id)
 }
 
-fn free_url() -> String {
+pub(crate) fn free_url() -> String {
     format!("http://127.0.0.1:{}", free_port())
 }
 
@@ -217,7 +232,7 @@ impl Member {
             .expect("a valid URL")
             .connect_timeout(CONNECT_TIMEOUT)
             .connect_lazy();
-        Self { process, client_url, data_dir, channel }
+        Self { process, client_url, peer_url: peer_url.to_owned(), data_dir, channel }
     }
 
     pub(crate) fn kv(&self) -> KvClient<Channel> {
