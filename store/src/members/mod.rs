@@ -22,6 +22,7 @@
 //! | [`peer_urls`] | the addresses of members                                              |
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::type_config::alias::InstantOf;
@@ -42,6 +43,8 @@ pub(crate) mod transfer;
 
 /// A member that has not answered the leader for so many election timeouts counts as down.
 const ELECTIONS_UNTIL_SILENT: u32 = 2;
+/// But not for longer: `etcdctl` gives up after five seconds.
+const MAX_PATIENCE: Duration = Duration::from_secs(2);
 
 /// openraft's clock, which is tokio's in another type.
 type RaftInstant = InstantOf<TypeConfig>;
@@ -79,7 +82,8 @@ impl Member {
         let goal = metrics.borrow_watched().last_log_index;
         // Not worth an error: the next regular one does as well.
         let _ = self.raft.trigger().heartbeat().await;
-        let deadline = Instant::now() + ELECTIONS_UNTIL_SILENT * self.election_timeout;
+        let patience = (ELECTIONS_UNTIL_SILENT * self.election_timeout).min(MAX_PATIENCE);
+        let deadline = Instant::now() + patience;
         loop {
             let roster = self.roster_at(asked, goal);
             let complete = roster.members.iter().all(|member| member.answers && member.caught_up);
