@@ -181,8 +181,8 @@ mod tests {
         restored.claim(dir.path()).unwrap();
         let cluster_id = Identity::cluster_id_in(dir.path(), 1).unwrap();
         assert_eq!(format!("{cluster_id:x}"), restored.cluster_id);
-        Identity::new(cluster_id, 2).claim(dir.path()).unwrap();
-        assert!(Identity::new(1, 2).claim(dir.path()).is_err());
+        Identity::new(cluster_id, 2, "n1").claim(dir.path()).unwrap();
+        assert!(Identity::new(1, 2, "n1").claim(dir.path()).is_err());
         assert_ne!(restored.cluster_id, Identity::restored(1, 2, "08".to_owned()).cluster_id);
         // Flags that describe another cluster are still found out.
         assert_ne!(Identity::cluster_id_in(dir.path(), 3).unwrap(), cluster_id);

@@ -1,4 +1,4 @@
-//! The Maintenance service: status, alarms and hashes. The rest is not there yet.
+//! The Maintenance service: status, alarms, hashes, backups, and leadership on request.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,10 +25,6 @@ use crate::mvcc::Outcome;
 /// Answers the Maintenance service on behalf of a member.
 #[derive(Clone)]
 pub(crate) struct MaintenanceServer(pub(crate) Arc<Member>);
-
-fn not_yet(what: &str) -> Status {
-    Status::unimplemented(format!("{what} is not there yet"))
-}
 
 fn member_of(alarm: &Alarm) -> AlarmMember {
     AlarmMember { member_id: alarm.member_id, alarm: alarm.alarm }
