@@ -4,11 +4,13 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 7] = [
     "proto/mvcc.proto",
     "proto/rpc.proto",
     "proto/lock.proto",
     "proto/election.proto",
+    "proto/authpb.proto",
+    "proto/auth.proto",
     "proto/peer.proto",
 ];
 
@@ -21,12 +23,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .register_descriptors(&descriptors.encode_to_vec())?
         .preserve_proto_field_names()
         .ignore_unknown_fields()
-        .build(&[".mvccpb", ".etcdserverpb", ".v3lockpb", ".v3electionpb"])?;
+        .build(&[".mvccpb", ".authpb", ".etcdserverpb", ".v3lockpb", ".v3electionpb"])?;
 
-    tonic_prost_build::configure()
-        .bytes(".")
-        .build_transport(false)
-        .file_descriptor_set_path(PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin"))
-        .compile_fds(descriptors)?;
+    let file = PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");
+    std::fs::write(file, descriptors.encode_to_vec())?;
+
+    tonic_prost_build::configure().bytes(".").build_transport(false).compile_fds(descriptors)?;
     Ok(())
 }

@@ -71,7 +71,7 @@ impl Retention {
 }
 
 /// A duration as Go writes it, without a sign: numbers, each with a unit.
-fn go_duration(text: &str) -> Option<Duration> {
+pub(crate) fn go_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {

@@ -7,14 +7,19 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::auto_compaction::{AutoCompactionMode, Retention};
+use crate::auto_compaction::{AutoCompactionMode, Retention, go_duration};
+use crate::mvcc::MAX_TXN_OPS;
 use crate::space::SpaceLimits;
+use crate::watch::{self, WatchLimits};
 
 /// etcd's.
 const DEFAULT_QUOTA_BYTES: u64 = 2 << 30;
 /// Where a member listens for the others unless it is told otherwise.
 pub(crate) const DEFAULT_PEER_URL: &str = "http://127.0.0.1:2380";
 pub(crate) const DEFAULT_TOKEN: &str = "miniku-cluster";
+
+/// The upper limit of `--max-request-bytes`: half of what a message between members may hold.
+const MAX_MAX_REQUEST_BYTES: usize = 32 << 20;
 
 /// Flags of one store member.
 #[derive(Args, Clone, Debug)]
@@ -66,9 +71,40 @@ pub struct Config {
     #[arg(long, default_value_t = 600, value_name = "MS")]
     pub election_timeout: u64,
 
-    /// Largest request from a client, in bytes.
+    /// Where to serve metrics and health beside --listen-client-urls.
+    #[arg(long, value_name = "URL[,URL]")]
+    pub listen_metrics_urls: Option<String>,
+
+    /// Largest request from a client, in bytes; at most 32 MiB.
     #[arg(long, default_value_t = 1_572_864, value_name = "BYTES")]
     pub max_request_bytes: usize,
+
+    /// Operations that a transaction may have: the largest of its compares and its two branches,
+    /// nested transactions counted with what is in them.
+    #[arg(long, default_value_t = MAX_TXN_OPS, value_name = "N")]
+    pub max_txn_ops: usize,
+
+    /// Requests that a client may have under way at once on one connection [default: no limit].
+    #[arg(long, value_name = "N")]
+    pub max_concurrent_streams: Option<u32>,
+
+    /// How often a watch that asked for it is told how far it is while nothing happens: a time such
+    /// as 10m or 30s.
+    #[arg(
+        long,
+        alias = "experimental-watch-progress-notify-interval",
+        default_value = "10m",
+        value_name = "TIME"
+    )]
+    pub watch_progress_notify_interval: String,
+
+    /// Watch streams that may be open on this member at once.
+    #[arg(long, default_value_t = watch::MAX_STREAMS, value_name = "N")]
+    pub max_watch_streams: usize,
+
+    /// Watchers that one watch stream may have.
+    #[arg(long, default_value_t = watch::MAX_WATCHERS_PER_STREAM, value_name = "N")]
+    pub max_watchers_per_stream: usize,
 
     /// Writes that may wait for an answer at once; more are refused with "too many requests".
     #[arg(long, default_value_t = 16_384, value_name = "N")]
@@ -131,6 +167,19 @@ pub enum ConfigError {
         /// What would do.
         reason: &'static str,
     },
+    /// A largest request that messages between members could not carry, or that nothing fits into.
+    #[error(
+        "--max-request-bytes: {0} is not between 1 and {max}, which is what members can hand on to \
+         each other",
+        max = MAX_MAX_REQUEST_BYTES
+    )]
+    MaxRequestBytes(usize),
+    /// A limit of nothing.
+    #[error("--{0}: must be at least 1")]
+    Zero(&'static str),
+    /// An interval that cannot be read.
+    #[error("--watch-progress-notify-interval: `{0}` is no time above 0 such as 10m, 30s or 100ms")]
+    ProgressInterval(String),
     /// The same name twice in --initial-cluster with different meaning, or the same URL.
     #[error("--initial-cluster: `{0}` is given twice")]
     Duplicate(String),
@@ -168,6 +217,8 @@ pub(crate) struct Settings {
     pub(crate) initial_members: Vec<InitialMember>,
     pub(crate) space: SpaceLimits,
     pub(crate) auto_compaction: Option<Retention>,
+    pub(crate) listen_metrics: Vec<SocketAddr>,
+    pub(crate) watch_limits: WatchLimits,
 }
 
 impl Config {
@@ -210,7 +261,15 @@ impl Config {
         let retention = &self.auto_compaction_retention;
         let auto_compaction = Retention::parse(self.auto_compaction_mode, retention)
             .map_err(|reason| ConfigError::Retention { value: retention.clone(), reason })?;
+        if self.max_request_bytes == 0 || self.max_request_bytes > MAX_MAX_REQUEST_BYTES {
+            return Err(ConfigError::MaxRequestBytes(self.max_request_bytes));
+        }
+        let listen_metrics = self.listen_metrics_urls.iter().flat_map(|urls| urls.split(','));
+        let listen_metrics =
+            listen_metrics.map(|url| socket_addr("listen-metrics-urls", url.trim()));
         Ok(Settings {
+            listen_metrics: listen_metrics.collect::<Result<_, _>>()?,
+            watch_limits: self.watch_limits()?,
             member_id,
             cluster_id,
             listen_client,
@@ -218,6 +277,29 @@ impl Config {
             initial_members,
             space: self.space_limits(),
             auto_compaction,
+        })
+    }
+
+    fn watch_limits(&self) -> Result<WatchLimits, ConfigError> {
+        for (flag, limit) in [
+            ("max-txn-ops", self.max_txn_ops),
+            ("max-watch-streams", self.max_watch_streams),
+            ("max-watchers-per-stream", self.max_watchers_per_stream),
+            ("max-concurrent-streams", self.max_concurrent_streams.unwrap_or(1) as usize),
+        ] {
+            if limit == 0 {
+                return Err(ConfigError::Zero(flag));
+            }
+        }
+        let interval = &self.watch_progress_notify_interval;
+        let progress_interval = go_duration(interval)
+            .filter(|interval| !interval.is_zero())
+            .ok_or_else(|| ConfigError::ProgressInterval(interval.clone()))?;
+        Ok(WatchLimits {
+            streams: self.max_watch_streams,
+            watchers_per_stream: self.max_watchers_per_stream,
+            progress_interval,
+            ..WatchLimits::default()
         })
     }
 
@@ -354,6 +436,15 @@ mod tests {
             (Config { listen_client_urls: "2379".into(), ..three() }, "--listen-client-urls"),
             (Config { listen_peer_urls: "http://host".into(), ..three() }, "--listen-peer-urls"),
             (Config { election_timeout: 100, ..three() }, "--election-timeout"),
+            (Config { max_request_bytes: (32 << 20) + 1, ..three() }, "--max-request-bytes"),
+            (Config { max_request_bytes: 0, ..three() }, "--max-request-bytes"),
+            (Config { max_txn_ops: 0, ..three() }, "--max-txn-ops"),
+            (Config { max_concurrent_streams: Some(0), ..three() }, "--max-concurrent-streams"),
+            (Config { listen_metrics_urls: Some("x".into()), ..three() }, "--listen-metrics-urls"),
+            (
+                Config { watch_progress_notify_interval: "soon".into(), ..three() },
+                "--watch-progress-notify-interval: `soon`",
+            ),
             (
                 Config { auto_compaction_retention: "5y".into(), ..three() },
                 "--auto-compaction-retention: `5y`",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::member::Member;
+use crate::metrics::Metrics;
 use crate::mvcc::{CompactStep, Mvcc};
 use crate::raft::log_store::LogStore;
 use crate::raft::snapshot_transfer::blocking;
@@ -27,15 +28,22 @@ const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 const LOW_DISK_LOG_BYTES: u64 = 16 << 20;
 
 /// Hands applied entries to the engine, a batch at a time. Ends when the engine fails.
-pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore) -> Error {
+pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore, metrics: Arc<Metrics>) -> Error {
     let mut interval = tokio::time::interval(WRITE_BEHIND_INTERVAL);
     let mut next_checkpoint = Instant::now() + CHECKPOINT_INTERVAL;
     loop {
         interval.tick().await;
         let writing = mvcc.clone();
+        let seconds = metrics.commit_seconds.clone();
         let written = blocking(move || {
             for _ in 0..BATCHES_AT_ONCE {
-                if writing.write_behind().map_err(std::io::Error::other)?.is_idle {
+                if writing.pending_bytes() == 0 {
+                    return Ok(true);
+                }
+                let begun = Instant::now();
+                let written = writing.write_behind().map_err(std::io::Error::other)?;
+                seconds.observe(begun.elapsed().as_secs_f64());
+                if written.is_idle {
                     return Ok(true);
                 }
             }
@@ -51,6 +59,8 @@ pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore) -> Error {
         if Instant::now() >= next_checkpoint {
             if tokio::time::timeout(ENGINE_TIMEOUT, checkpoint(&mvcc, &log)).await.is_err() {
                 tracing::error!("the state engine hangs");
+            } else {
+                *metrics.checkpoint_at.lock() = Some(Instant::now());
             }
             next_checkpoint = Instant::now() + CHECKPOINT_INTERVAL;
         }

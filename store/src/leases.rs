@@ -114,6 +114,9 @@ impl Member {
         if renew && !self.leases.renew(id, lease.ttl_seconds, now) {
             return Err(RequestError::LeaderChanged);
         }
+        if renew {
+            self.metrics.leases_renewed.inc();
+        }
         let remaining = self.leases.remaining(id, now).ok_or(RequestError::LeaderChanged)?;
         Ok(peer::LeaseRemainingResponse {
             found: true,
@@ -154,6 +157,7 @@ pub(crate) async fn revoke_expired(member: Arc<Member>) {
         interval.tick().await;
         let Some((term, expired)) = member.leases.expired(Instant::now()) else { continue };
         tracing::debug!(term, count = expired.len(), "revoking expired leases");
+        member.metrics.leases_expired.add(expired.len() as u64);
         let revoke =
             |id| Command { id: NOBODY_WAITS, op: Some(Op::LeaseRevoke(LeaseRevokeRequest { id })) };
         let batch = Batch::new(expired.into_iter().map(revoke).collect());

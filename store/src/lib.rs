@@ -13,6 +13,7 @@ mod lease_clock;
 mod leases;
 mod member;
 mod members;
+mod metrics;
 mod mvcc;
 mod proposals;
 mod proposer;

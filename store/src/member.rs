@@ -18,8 +18,10 @@ use tokio_util::task::TaskTracker;
 use crate::error::RequestError;
 use crate::leadership::{Contact, Leadership};
 use crate::lease_clock::LeaseClock;
+use crate::metrics::Metrics;
 use crate::mvcc::{Mvcc, Outcome, StateDir};
 use crate::proposals::Proposals;
+use crate::raft::log_store::LogStore;
 use crate::raft::network::{Network, Peer};
 use crate::raft::state_machine::StateMachine;
 use crate::raft::types::{MemberNode, StoredMembership, TypeConfig};
@@ -47,6 +49,9 @@ pub(crate) struct Member {
     /// What outlives the call that began it. It ends soon after `stop`.
     pub(crate) tasks: TaskTracker,
     pub(crate) max_request_bytes: usize,
+    pub(crate) max_txn_ops: usize,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) log: LogStore,
     pub(crate) raft: Raft,
     pub(crate) mvcc: Mvcc,
     pub(crate) state: Reads,
@@ -94,7 +99,11 @@ impl Member {
     /// Has `op` carried out by the cluster, unless there is no room for it.
     pub(crate) async fn propose(&self, op: Op) -> Result<Outcome, RequestError> {
         self.check_room(&op).await?;
-        self.proposals.propose(op, self.request_timeout).await
+        let answer = self.proposals.propose(op, self.request_timeout).await;
+        if matches!(answer, Err(RequestError::Timeout | RequestError::NoLeader)) {
+            self.metrics.proposals_failed.inc();
+        }
+        answer
     }
 
     /// Reads, with the guarantee that the request asks for.

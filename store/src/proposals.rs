@@ -123,6 +123,11 @@ impl Proposals {
         }
     }
 
+    /// How many writes wait for their answer.
+    pub(crate) fn waiting_count(&self) -> usize {
+        self.waiting.lock().by_id.len()
+    }
+
     /// Waits until there is something to send.
     pub(crate) async fn any_queued(&self) {
         self.queued_at_least(1).await;

@@ -57,6 +57,7 @@ pub(crate) async fn run(member: Arc<Member>) {
         }
         let (term, leader) = member.wait_for_leader().await;
         let Some(Queued { ids, batch }) = member.proposals.next_batch(term) else { continue };
+        member.metrics.batch_commands.observe(ids.len() as f64);
         let member = Arc::clone(&member);
         under_way.spawn(async move {
             let submitted = if leader == member.id {

@@ -52,6 +52,7 @@ pub(crate) async fn run(member: Arc<Member>) {
         while !reads.is_empty() {
             if let Some(index) = member.confirmed_index().await {
                 if !member.wait_for_applied(index).await {
+                    member.metrics.read_indexes_slow.inc();
                     continue;
                 }
                 for read in reads.drain(..) {
@@ -59,6 +60,7 @@ pub(crate) async fn run(member: Arc<Member>) {
                     let _ = read.send(());
                 }
             } else {
+                member.metrics.read_indexes_failed.inc();
                 tokio::time::sleep(RETRY_PAUSE).await;
                 reads.retain(|read| !read.is_closed());
             }

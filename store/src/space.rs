@@ -173,6 +173,11 @@ impl Space {
         Err(RewriteRefused { path: self.data_dir.clone(), free_bytes, needed_bytes })
     }
 
+    /// What the records may take; `None`: as much as there is.
+    pub(crate) fn quota_bytes(&self) -> Option<u64> {
+        self.limits.quota_bytes
+    }
+
     /// Whether the quota has room for `cost_bytes` beside what is in use.
     fn admit(&self, in_use_bytes: u64, cost_bytes: u64) -> Result<(), RequestError> {
         match self.limits.quota_bytes {

@@ -26,6 +26,7 @@ use crate::leadership::{self, Contact, Leadership};
 use crate::member::{Member, Raft};
 use crate::members::join::{self, JoinError};
 use crate::members::{keeper, removal};
+use crate::metrics::{self, Metrics};
 use crate::proposals::Proposals;
 use crate::raft::log_store::LogStore;
 use crate::raft::network::Network;
@@ -36,7 +37,7 @@ use crate::reads::Reads;
 use crate::rpc;
 use crate::space::{DiskFull, Space};
 use crate::storage::{SNAPSHOT_DIR, Storage, StorageError};
-use crate::watch::{WatchHub, WatchLimits};
+use crate::watch::WatchHub;
 use crate::{auto_compaction, housekeeping, leases, proposer, read_index, space};
 
 /// Entries that stay in the log behind a snapshot, for followers that are a little behind.
@@ -133,6 +134,9 @@ pub enum Error {
         /// Its data directory.
         path: PathBuf,
     },
+    /// What is to be measured cannot be: a mistake in the program.
+    #[error("the metrics cannot be set up")]
+    Metrics(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Consensus could not start, or came to an end by itself.
     #[error("consensus failed: {0}")]
     Raft(String),
@@ -228,6 +232,10 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let settings = config.check()?;
     let client_listener = listen("listen-client-urls", settings.listen_client).await?;
     let peer_listener = listen("listen-peer-urls", settings.listen_peer).await?;
+    let mut metrics_listeners = Vec::new();
+    for addr in &settings.listen_metrics {
+        metrics_listeners.push(listen("listen-metrics-urls", *addr).await?);
+    }
     let client_addr = local_addr("listen-client-urls", settings.listen_client, &client_listener)?;
     let peer_addr = local_addr("listen-peer-urls", settings.listen_peer, &peer_listener)?;
 
@@ -235,12 +243,14 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         .map_err(|source| Error::DataDir { path: config.data_dir.clone(), source })?;
     space::check_disk(&config.data_dir, &settings.space)?;
     let settings = identify(&config, settings).await?;
-    let storage = open_storage(&config, &settings).await?;
+    let metrics = Arc::new(Metrics::new().map_err(|error| Error::Metrics(error.into()))?);
+    let storage = open_storage(&config, &settings, &metrics).await?;
     let log = storage.log.clone();
 
     let (leadership_sender, leadership) = watch::channel(Leadership::default());
     let (cut_off_sender, cut_off) = watch::channel(false);
-    let (member, pristine) = assemble(&config, &settings, storage, leadership, cut_off).await?;
+    let (member, pristine) =
+        assemble(&config, &settings, storage, leadership, cut_off, metrics).await?;
     if pristine {
         refuse_to_forget(&member, &config, &settings).await?;
         if config.initial_cluster_state == ClusterState::New {
@@ -261,7 +271,12 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     tasks.run("read index", read_index::run(Arc::clone(&member)));
     tasks.run("lease clock", leases::follow_leadership(Arc::clone(&member)));
     tasks.run("lease expiry", leases::revoke_expired(Arc::clone(&member)));
-    tasks.run_until("write-behind", housekeeping::write_behind(member.mvcc.clone(), log.clone()));
+    let write_behind =
+        housekeeping::write_behind(member.mvcc.clone(), log.clone(), Arc::clone(&member.metrics));
+    tasks.run_until("write-behind", write_behind);
+    let leader_changes =
+        metrics::leader_changes(Arc::clone(&member.metrics), member.leadership.clone());
+    tasks.run("leader changes", leader_changes);
     tasks.run_until("compaction", housekeeping::compact(member.mvcc.clone()));
     let snapshots =
         housekeeping::snapshots(Arc::clone(&member), log.clone(), config.snapshot_log_bytes);
@@ -281,11 +296,11 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     };
     tasks.run("self-introduction", publish(Arc::clone(&member), attributes));
     let peer_router = rpc::peer_router(&member);
-    tasks
-        .set
-        .spawn(served("peer port", rpc::serve::serve(peer_listener, peer_router, stop.clone())));
-    let router = rpc::client_router(&member);
-    let serving = rpc::serve::serve(client_listener, router, stop.clone());
+    let serving = rpc::serve::serve(peer_listener, peer_router, None, stop.clone());
+    tasks.set.spawn(served("peer port", serving));
+    let router = rpc::client_router(&member).map_err(|error| Error::Metrics(error.into()))?;
+    let max_streams = config.max_concurrent_streams;
+    let serving = rpc::serve::serve(client_listener, router, max_streams, stop.clone());
     let known = knows_members(Arc::clone(&member));
     // From here on every client is told who the members are. One that joins hears it from the leader.
     tasks.set.spawn(served("client port", async move {
@@ -294,6 +309,11 @@ pub async fn start(config: Config) -> Result<Running, Error> {
             () = member_stop.cancelled() => {}
         }
     }));
+    for listener in metrics_listeners {
+        let router = rpc::metrics_router(&member);
+        let serving = rpc::serve::serve(listener, router, None, stop.clone());
+        tasks.set.spawn(served("metrics port", serving));
+    }
 
     tracing::info!(
         name = config.name,
@@ -411,16 +431,18 @@ async fn assemble(
     storage: Storage,
     leadership: watch::Receiver<Leadership>,
     cut_off: watch::Receiver<bool>,
+    metrics: Arc<Metrics>,
 ) -> Result<(Arc<Member>, bool), Error> {
     let Storage { log, mvcc, snapshots, state_dir } = storage.clone();
     let (applied, _) = mvcc.applied();
     let (applied_sender, applied_index) =
         watch::channel(applied.as_ref().map_or(0, |log_id| log_id.index()));
-    let hub = WatchHub::new(mvcc.current_revision(), WatchLimits::default());
+    let hub = WatchHub::new(mvcc.current_revision(), settings.watch_limits.clone());
     let proposals = Arc::new(Proposals::new(rand::random(), config.max_proposals));
     let leases = Arc::default();
     let applier = Applier {
         storage,
+        metrics: Arc::clone(&metrics),
         hub: Arc::clone(&hub),
         proposals: Arc::clone(&proposals),
         leases: Arc::clone(&leases),
@@ -428,12 +450,17 @@ async fn assemble(
         applied_term: Mutex::new(applied.map_or(0, |log_id| **log_id.committed_leader_id())),
     };
     let removed = CancellationToken::new();
-    let network = Network::new(settings.cluster_id, settings.member_id, removed.clone());
+    let network = Network::new(
+        settings.cluster_id,
+        settings.member_id,
+        removed.clone(),
+        Arc::clone(&metrics),
+    );
     let raft = Raft::new(
         settings.member_id,
         raft_config(config)?,
         network.clone(),
-        log,
+        log.clone(),
         StateMachine::new(Arc::new(applier)),
     )
     .await
@@ -447,6 +474,9 @@ async fn assemble(
         stop: CancellationToken::new(),
         tasks: TaskTracker::new(),
         max_request_bytes: config.max_request_bytes,
+        max_txn_ops: config.max_txn_ops,
+        metrics,
+        log,
         raft,
         state: Reads::new(mvcc.clone()),
         mvcc,
@@ -530,9 +560,13 @@ async fn identify(config: &Config, settings: Settings) -> Result<Settings, Error
 
 /// Opens what is on disk. What is lost for good is said together with what can be done, if there are
 /// others that have it.
-async fn open_storage(config: &Config, settings: &Settings) -> Result<Storage, Error> {
+async fn open_storage(
+    config: &Config,
+    settings: &Settings,
+    metrics: &Metrics,
+) -> Result<Storage, Error> {
     let is_alone = settings.initial_members.len() < 2;
-    Storage::open(&config.data_dir).await.map_err(|source| {
+    Storage::open(&config.data_dir, metrics).await.map_err(|source| {
         if source.is_loss() && !is_alone {
             Error::Lost { instead: replacement(config, settings), source }
         } else {

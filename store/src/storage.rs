@@ -15,9 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use openraft::storage::RaftLogStorage as _;
+use prometheus::Histogram;
 use store_proto::mvccpb::Event;
 
 use crate::engine::EngineError;
+use crate::metrics::Metrics;
 use crate::mvcc::{LeaseInfo, Limits, Mvcc, Opened, StateDir};
 use crate::raft::log_store::LogStore;
 use crate::raft::types::LogId;
@@ -77,9 +79,10 @@ pub(crate) struct Storage {
 
 impl Storage {
     /// Opens the log, the state and the snapshots below `data_dir`.
-    pub(crate) async fn open(data_dir: &Path) -> Result<Self, StorageError> {
+    pub(crate) async fn open(data_dir: &Path, metrics: &Metrics) -> Result<Self, StorageError> {
         let data_dir = data_dir.to_owned();
-        let opened = tokio::task::spawn_blocking(move || open(&data_dir)).await;
+        let sync_seconds = metrics.wal_sync_seconds.clone();
+        let opened = tokio::task::spawn_blocking(move || open(&data_dir, sync_seconds)).await;
         Ok(opened.map_err(Failure::CutOff)??)
     }
 
@@ -135,8 +138,9 @@ impl NewData {
     }
 }
 
-fn open(data_dir: &Path) -> Result<Storage, Failure> {
+fn open(data_dir: &Path, sync_seconds: Histogram) -> Result<Storage, Failure> {
     let log_dir = DiskDir::open(data_dir.join(LOG_DIR)).map_err(Failure::LogDir)?;
+    let log_dir = log_dir.measured(sync_seconds);
     let (log, recovered) = LogStore::open(Arc::new(log_dir), WalOptions::default())?;
     if let Some(torn) = &recovered.torn {
         tracing::warn!(

@@ -17,6 +17,9 @@ fn base64(text: &str) -> String {
 /// What must be the same: all but who answered.
 fn comparable(answer: &Answer) -> (u16, Value) {
     let mut body = answer.json();
+    if let Some(result) = body.get_mut("result") {
+        body = result.take();
+    }
     if let Some(header) = body.get_mut("header").and_then(Value::as_object_mut) {
         for id in ["cluster_id", "member_id", "raft_term"] {
             header.remove(id).unwrap_or_else(|| panic!("a header without {id}: {}", answer.body));
@@ -97,6 +100,77 @@ async fn it_answers_as_etcds_does() {
         let (ours, etcd) = (ours.0.post(&path, &body).await, etcd.0.post(&path, &body).await);
         assert_eq!(comparable(&ours), comparable(&etcd), "left: ours, right: etcd: {path} {body}");
     }
+    // Whole paths: older ones, the other services, and those that are none.
+    for (path, body) in [
+        ("/v3beta/kv/range", json!({"key": a})),
+        ("/v3beta/kv/lease/timetolive", json!({"ID": "4711"})),
+        ("/v3/kv/lease/timetolive", json!({"ID": "4711"})),
+        ("/v3/kv/lease/revoke", json!({"ID": "4711"})),
+        ("/v3/kv/lease/leases", json!({})),
+        ("/v3/kv/lease/grant", json!({"TTL": "5"})),
+        ("/v3alpha/kv/range", json!({"key": a})),
+        ("/v3/nothing", json!({})),
+        ("/nothing", json!({})),
+        ("/v3/lock/lock", json!({"name": a, "lease": "4711"})),
+        ("/v3/lock/unlock", json!({})),
+        ("/v3/lock/unlock", json!({"key": b})),
+        ("/v3/election/campaign", json!({"name": a, "lease": "4711"})),
+        ("/v3/election/leader", json!({"name": a})),
+        ("/v3/election/proclaim", json!({})),
+        ("/v3/election/proclaim", json!({"leader": {"name": a, "rev": "9"}})),
+        ("/v3/election/proclaim", json!({"leader": {"name": a, "key": b, "rev": "9"}})),
+        ("/v3/election/resign", json!({})),
+        ("/v3/election/resign", json!({"leader": {"name": a, "key": b, "rev": "9"}})),
+        ("/v3/auth/enable", json!({})),
+        ("/v3/auth/disable", json!({})),
+        ("/v3/auth/authenticate", json!({"name": "root", "password": "x"})),
+        ("/v3/auth/user/add", json!({})),
+        ("/v3/auth/user/list", json!({})),
+        ("/v3/auth/user/get", json!({"name": "x"})),
+        ("/v3/auth/user/delete", json!({"name": "x"})),
+        ("/v3/auth/user/changepw", json!({"name": "x", "password": "y"})),
+        ("/v3/auth/user/grant", json!({"user": "x", "role": "y"})),
+        ("/v3/auth/user/revoke", json!({"name": "x", "role": "y"})),
+        ("/v3/auth/role/list", json!({})),
+        ("/v3/auth/role/get", json!({"role": "x"})),
+        ("/v3/auth/role/delete", json!({"role": "x"})),
+        ("/v3/auth/role/grant", json!({"name": "x", "perm": {"key": a}})),
+        ("/v3/auth/role/revoke", json!({"role": "x", "key": a})),
+        ("/v3/lease/keepalive", json!({"ID": "4711"})),
+    ] {
+        let body = body.to_string();
+        let (ours, etcd) = (ours.0.post(path, &body).await, etcd.0.post(path, &body).await);
+        assert_eq!(ours.status, etcd.status, "{path}: {} {}", ours.body, etcd.body);
+        match serde_json::from_str::<Value>(&etcd.body) {
+            Ok(_) => assert_eq!(
+                comparable(&ours),
+                comparable(&etcd),
+                "left: ours, right: etcd: {path} {body}"
+            ),
+            Err(_) => assert_eq!(ours.body, etcd.body, "{path}"),
+        }
+    }
+    for path in ["/v3/kv/range", "/v3/lease/keepalive", "/v3/watch", "/v3/nothing"] {
+        let (ours, etcd) = (ours.0.get(path).await, etcd.0.get(path).await);
+        assert_eq!((ours.status, &ours.body), (etcd.status, &etcd.body), "GET {path}");
+    }
+    for (path, broken) in [
+        ("/v3/watch", "{nonsense"),
+        ("/v3/lease/keepalive", "{nonsense"),
+        ("/v3/lease/keepalive", ""),
+        ("/v3/election/observe", "{nonsense"),
+    ] {
+        let (ours, etcd) = (ours.0.post(path, broken).await, etcd.0.post(path, broken).await);
+        assert_eq!(ours.status, etcd.status, "{path} {broken}: {} {}", ours.body, etcd.body);
+    }
+    // etcd says nothing of a message that is none when it is not the first.
+    let watch = format!(r#"{{"create_request":{{"key":"{a}"}}}} {{nonsense"#);
+    let answer = ours.0.post("/v3/watch", &watch).await;
+    let lines: Vec<Value> =
+        answer.body.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(lines.len(), 2, "{}", answer.body);
+    assert_eq!(lines[0]["result"]["created"], true);
+    assert_eq!(lines[1]["error"]["grpc_code"], 2, "{}", answer.body);
     // What is wrong with these each says in its own words.
     for broken in ["{", "[]", r#"{"key":7}"#, r#"{"key":"this is not base64!"}"#] {
         let (ours, etcd) = (&ours.0, &etcd.0);

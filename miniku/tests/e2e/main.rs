@@ -20,6 +20,7 @@ mod flat_api;
 mod gateway;
 mod locks;
 mod members;
+mod metrics;
 mod on_etcd;
 mod scripts;
 mod space;

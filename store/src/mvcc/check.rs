@@ -15,8 +15,8 @@ use super::lease::NO_LEASE;
 use crate::error::RequestError;
 
 /// How many operations a transaction may have: the largest of compares, success and failure, and
-/// those of nested ones on top. etcd's default.
-const MAX_TXN_OPS: usize = 128;
+/// those of nested ones on top, unless the member is told otherwise. etcd's default.
+pub(crate) const MAX_TXN_OPS: usize = 128;
 /// How deep transactions may be nested. Decoding stops at a depth of 100 messages, three for each
 /// level with the log's own around them: what is deeper could be written, but never read again.
 const MAX_TXN_DEPTH: usize = 16;
@@ -51,8 +51,8 @@ pub(crate) fn check_delete_range(request: &DeleteRangeRequest) -> Result<(), Req
 }
 
 /// Checks a Txn with everything in it.
-pub(crate) fn check_txn(request: &TxnRequest) -> Result<(), RequestError> {
-    check_operations(request, MAX_TXN_OPS, MAX_TXN_DEPTH)?;
+pub(crate) fn check_txn(request: &TxnRequest, max_ops: usize) -> Result<(), RequestError> {
+    check_operations(request, max_ops, MAX_TXN_DEPTH)?;
     for branch in [&request.success, &request.failure] {
         Writes::of_branch(branch)?;
     }
@@ -172,7 +172,7 @@ mod tests {
             (txn(vec![nested(126), nested(126)]), Ok(())),
         ];
         for (number, (request, expected)) in cases.into_iter().enumerate() {
-            assert_eq!(check_txn(&request), expected, "case {number}");
+            assert_eq!(check_txn(&request, MAX_TXN_OPS), expected, "case {number}");
         }
     }
 
@@ -183,9 +183,9 @@ mod tests {
                 txn(vec![RequestOp { request: Some(Request::RequestTxn(inner)) }])
             })
         };
-        assert_eq!(check_txn(&nest(MAX_TXN_DEPTH + 1)), Err(RequestError::TooManyOps));
+        assert_eq!(check_txn(&nest(MAX_TXN_DEPTH + 1), MAX_TXN_OPS), Err(RequestError::TooManyOps));
         let deepest = nest(MAX_TXN_DEPTH);
-        assert_eq!(check_txn(&deepest), Ok(()));
+        assert_eq!(check_txn(&deepest, MAX_TXN_OPS), Ok(()));
         let command = Command { id: 1, op: Some(Op::Txn(deepest)) };
         let batch = Batch::new(vec![command]);
         assert!(Batch::decode(batch.encoded().clone()).is_ok());

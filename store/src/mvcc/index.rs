@@ -51,6 +51,8 @@ pub(crate) struct Index {
     len: usize,
     /// What their records take in the engine.
     record_bytes: u64,
+    /// The keys whose newest version is no tombstone.
+    live_keys: usize,
 }
 
 /// The versions of one key, oldest first; never empty.
@@ -137,6 +139,11 @@ impl Index {
         self.len
     }
 
+    /// How many keys there are now.
+    pub(crate) fn live_keys(&self) -> usize {
+        self.live_keys
+    }
+
     /// What the records of all versions take in the engine, once all are written.
     pub(crate) fn record_bytes(&self) -> u64 {
         self.record_bytes
@@ -162,6 +169,14 @@ impl Index {
     pub(crate) fn insert(&mut self, key: &[u8], version: Version) {
         self.len += 1;
         self.record_bytes += version.extent.bytes();
+        let is_live = !version.is_tombstone();
+        let was_live = self.keys.get(key).and_then(|history| history.0.last());
+        let was_live = was_live.is_some_and(|last| !last.is_tombstone());
+        match (was_live, is_live) {
+            (false, true) => self.live_keys += 1,
+            (true, false) => self.live_keys -= 1,
+            _ => {}
+        }
         if let Some(history) = self.keys.get_mut(key) {
             debug_assert!(
                 history.0.last().is_some_and(|last| last.revision() < version.revision())

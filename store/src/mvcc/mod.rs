@@ -56,7 +56,7 @@ use tokio::sync::watch;
 
 pub(crate) use self::alarm::Restrictions;
 pub(crate) use self::apply::{Outcome, is_quick};
-pub(crate) use self::check::{check_delete_range, check_put, check_range, check_txn};
+pub(crate) use self::check::{MAX_TXN_OPS, check_delete_range, check_put, check_range, check_txn};
 pub(crate) use self::compact::CompactStep;
 pub(crate) use self::defragment::Moved;
 pub(crate) use self::hash::HashKv;
@@ -260,6 +260,11 @@ impl Mvcc {
     /// on all members, but for how far that removal has come.
     pub(crate) fn in_use_bytes(&self) -> u64 {
         self.shared.in_use_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many keys there are now.
+    pub(crate) fn key_count(&self) -> usize {
+        self.shared.state.read().index.live_keys()
     }
 
     /// What the engine takes up.

@@ -23,10 +23,12 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use parking_lot::Mutex;
+use prometheus::Histogram;
 use store_proto::peer;
 use store_proto::peer::append_entries_response::Result as AppendResult;
 use store_proto::peer::peer_client::PeerClient;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -40,6 +42,7 @@ use super::snapshot_transfer::SnapshotFile;
 use super::types::{MemberNode, TypeConfig, Vote};
 use crate::member::Raft;
 use crate::members::removal;
+use crate::metrics::Metrics;
 
 /// The largest message between members: a full replication message and a large request on top.
 pub(crate) const PEER_MESSAGE_BYTES: usize = 64 << 20;
@@ -88,6 +91,8 @@ pub(crate) struct Network {
     cluster_id: u64,
     own_id: u64,
     shared: Arc<Shared>,
+    /// Absent while it is not known who this member is.
+    metrics: Option<Arc<Metrics>>,
 }
 
 /// What all connections know.
@@ -102,14 +107,19 @@ struct Shared {
 
 impl Network {
     /// `removed` is cancelled when another member says that this one has been removed.
-    pub(crate) fn new(cluster_id: u64, own_id: u64, removed: CancellationToken) -> Self {
+    pub(crate) fn new(
+        cluster_id: u64,
+        own_id: u64,
+        removed: CancellationToken,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let shared = Shared { removed, ..Shared::default() };
-        Self { cluster_id, own_id, shared: Arc::new(shared) }
+        Self { cluster_id, own_id, shared: Arc::new(shared), metrics: Some(metrics) }
     }
 
     /// For one that does not know yet who it is.
     pub(crate) fn stranger() -> Self {
-        Self::new(0, 0, CancellationToken::new())
+        Self { cluster_id: 0, own_id: 0, shared: Arc::default(), metrics: None }
     }
 
     /// Follows the addresses of the members. Never ends.
@@ -163,7 +173,16 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_client(&mut self, target: u64, node: &MemberNode) -> PeerNetwork {
         let peer = self.peer(target, node);
-        PeerNetwork { network: self.clone(), target, peer_urls: node.peer_urls.clone(), peer }
+        let peer_urls = node.peer_urls.clone();
+        PeerNetwork { network: self.clone(), target, peer_urls, peer, heartbeats: None }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &MemberNode) -> PeerNetwork {
+        let heartbeats = self.metrics.as_ref().map(|metrics| Heartbeats {
+            seconds: metrics.round_trip_seconds.with_label_values(&[format!("{target:x}")]),
+            metrics: Arc::clone(metrics),
+        });
+        PeerNetwork { heartbeats, ..self.new_client(target, node).await }
     }
 }
 
@@ -174,6 +193,24 @@ pub(crate) struct PeerNetwork {
     /// Those that `peer` was made for.
     peer_urls: Vec<String>,
     peer: Option<Peer>,
+    /// Present if this is the connection of the heartbeats.
+    heartbeats: Option<Heartbeats>,
+}
+
+/// Counts heartbeats, which are streams of one message.
+#[derive(Clone)]
+struct Heartbeats {
+    seconds: Histogram,
+    metrics: Arc<Metrics>,
+}
+
+impl Heartbeats {
+    fn note<T, E>(&self, begun: Instant, answer: &Result<T, E>) {
+        match answer {
+            Ok(_) => self.seconds.observe(begun.elapsed().as_secs_f64()),
+            Err(_) => self.metrics.heartbeats_failed.inc(),
+        }
+    }
 }
 
 impl PeerNetwork {
@@ -272,13 +309,23 @@ impl NetStreamAppend<TypeConfig> for PeerNetwork {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         Box::pin(async move {
+            let begun = Instant::now();
             let mut peer = self.peer()?;
             let responses = self
                 .call(
                     option.hard_ttl(),
                     peer.append_entries(input.map(|request| append_to_proto(&request))),
                 )
-                .await?;
+                .await;
+            if let (Some(heartbeats), Err(_)) = (&self.heartbeats, &responses) {
+                heartbeats.note(begun, &responses);
+            }
+            let heartbeats = self.heartbeats.clone();
+            let responses = responses?.inspect(move |response| {
+                if let Some(heartbeats) = &heartbeats {
+                    heartbeats.note(begun, response);
+                }
+            });
             let network = self.network.clone();
             let results = responses.map(move |response| match response {
                 Ok(response) => append_result(&response),

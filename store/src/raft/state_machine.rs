@@ -7,6 +7,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use futures::{Stream, StreamExt as _};
 use openraft::storage::{
@@ -22,6 +23,7 @@ use super::snapshot_transfer::{SnapshotFile, blocking};
 use super::types::{Entry, LogId, StoredMembership, TypeConfig};
 use crate::error::RequestError;
 use crate::lease_clock::LeaseClock;
+use crate::metrics::Metrics;
 use crate::mvcc::{self, Outcome};
 use crate::proposals::Proposals;
 use crate::snapshot::{self, SnapshotReader};
@@ -43,6 +45,7 @@ pub(crate) struct Applier {
     pub(crate) leases: Arc<LeaseClock>,
     pub(crate) applied_index: watch::Sender<u64>,
     pub(crate) applied_term: Mutex<u64>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Applier {
@@ -50,10 +53,13 @@ impl Applier {
     fn apply(&self, entry: &Entry, now: Instant) -> io::Result<()> {
         let log_id = entry.log_id;
         self.notice_term(**log_id.committed_leader_id());
+        let begun = Instant::now();
         let applied = self.storage.mvcc.apply(log_id, &entry.payload).map_err(io::Error::other)?;
+        self.metrics.applied_in(begun.elapsed());
         self.hub.publish(&applied.revisions);
         if let EntryPayload::Normal(batch) = &entry.payload {
             for (command, answer) in batch.commands().iter().zip(&applied.results) {
+                self.metrics.applied(command, answer);
                 match answer {
                     Ok(Outcome::LeaseGrant(granted)) => {
                         self.leases.granted(granted.id, granted.ttl, now);
@@ -159,6 +165,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         snapshot: SnapshotFile,
     ) -> io::Result<()> {
         tracing::info!(snapshot = ?meta.last_log_id, "installing a snapshot from the leader");
+        let _installing = Installing::begin(&self.applier.metrics);
         let applier = Arc::clone(&self.applier);
         blocking(move || {
             let Storage { state_dir, mvcc, .. } = &applier.storage;
@@ -188,6 +195,22 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             Ok(readable)
         })
         .await
+    }
+}
+
+/// Counts as a snapshot that is being installed for as long as it is there.
+struct Installing(Arc<Metrics>);
+
+impl Installing {
+    fn begin(metrics: &Arc<Metrics>) -> Self {
+        metrics.snapshots_installing.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(metrics))
+    }
+}
+
+impl Drop for Installing {
+    fn drop(&mut self) {
+        self.0.snapshots_installing.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,18 +4,20 @@
 //! fields with their zero value left out. A stream is a line for each message, `{"result":{…}}`.
 //! An error carries the gRPC code and text, under the HTTP status that belongs to the code.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use store_proto::etcdserverpb::auth_server::Auth as _;
 use store_proto::etcdserverpb::cluster_server::Cluster as _;
 use store_proto::etcdserverpb::kv_server::Kv as _;
 use store_proto::etcdserverpb::lease_server::Lease as _;
@@ -23,10 +25,10 @@ use store_proto::etcdserverpb::maintenance_server::Maintenance as _;
 use store_proto::etcdserverpb::{LeaseKeepAliveRequest, WatchRequest};
 use store_proto::v3electionpb::election_server::Election as _;
 use store_proto::v3lockpb::lock_server::Lock as _;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 
+use super::auth::AuthServer;
 use super::cluster::ClusterServer;
 use super::election::ElectionServer;
 use super::kv::KvServer;
@@ -36,21 +38,43 @@ use super::maintenance::MaintenanceServer;
 use super::watch::WatchServer;
 use crate::member::Member;
 
-/// Requests of one JSON watch stream that may wait to be looked at.
-const WATCH_REQUESTS: usize = 16;
 /// Base64 and the names of the fields take room that the message itself does not.
 const JSON_OVERHEAD: usize = 2;
 const JSON_EXTRA_BYTES: usize = 64 << 10;
 
-/// The routes below `/v3`.
-pub(crate) fn router(member: &Arc<Member>) -> Router {
+/// The routes below `/v3`, and below the older `/v3beta`, which etcd 3.4 serves as well.
+pub(super) fn router(member: &Arc<Member>) -> Router {
+    let api = api(member);
+    let router = Router::new().nest("/v3beta", api.clone()).nest("/v3", api);
+    router.method_not_allowed_fallback(async || {
+        (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n").into_response()
+    })
+}
+
+fn api(member: &Arc<Member>) -> Router {
     /// A route whose JSON goes through one method of one service.
     macro_rules! unary {
         ($server:expr, $method:ident) => {{
             let server = $server.clone();
-            post(move |body: Bytes| async move {
-                answer(&body, |request| async move { server.$method(Request::new(request)).await })
+            post(move |headers: HeaderMap, body: Bytes| async move {
+                answer(&headers, &body, |request| async move { server.$method(request).await })
                     .await
+            })
+        }};
+    }
+    /// The same for one that answers with a stream.
+    macro_rules! streaming {
+        ($server:expr, $method:ident) => {{
+            let server = $server.clone();
+            post(move |headers: HeaderMap, body: Bytes| async move {
+                let request = match parse(&body) {
+                    Ok(request) => with_metadata(&headers, request),
+                    Err(status) => return failure(&status),
+                };
+                match server.$method(request).await {
+                    Ok(responses) => streamed(responses.into_inner()),
+                    Err(status) => failure(&status),
+                }
             })
         }};
     }
@@ -61,59 +85,86 @@ pub(crate) fn router(member: &Arc<Member>) -> Router {
     let watch = WatchServer(Arc::clone(member));
     let lock = LockServer(Arc::clone(member));
     let election = ElectionServer(Arc::clone(member));
+    let auth = AuthServer(Arc::clone(member));
     let keep_alive = {
         let lease = lease.clone();
-        post(move |body: Bytes| keep_alive(lease.clone(), body))
-    };
-    let backup = {
-        let maintenance = maintenance.clone();
-        post(move |body: Bytes| backup(maintenance.clone(), body))
+        post(move |body: Body| keep_alive(lease.clone(), body))
     };
     Router::new()
-        .route("/v3/kv/range", unary!(kv, range))
-        .route("/v3/kv/put", unary!(kv, put))
-        .route("/v3/kv/deleterange", unary!(kv, delete_range))
-        .route("/v3/kv/txn", unary!(kv, txn))
-        .route("/v3/kv/compaction", unary!(kv, compact))
-        .route("/v3/lease/grant", unary!(lease, lease_grant))
-        .route("/v3/lease/revoke", unary!(lease, lease_revoke))
-        .route("/v3/lease/timetolive", unary!(lease, lease_time_to_live))
-        .route("/v3/lease/leases", unary!(lease, lease_leases))
-        .route("/v3/lease/keepalive", keep_alive)
-        .route("/v3/kv/lease/revoke", unary!(lease, lease_revoke))
-        .route("/v3/kv/lease/timetolive", unary!(lease, lease_time_to_live))
-        .route("/v3/kv/lease/leases", unary!(lease, lease_leases))
-        .route("/v3/cluster/member/list", unary!(cluster, member_list))
-        .route("/v3/cluster/member/add", unary!(cluster, member_add))
-        .route("/v3/cluster/member/remove", unary!(cluster, member_remove))
-        .route("/v3/cluster/member/update", unary!(cluster, member_update))
-        .route("/v3/cluster/member/promote", unary!(cluster, member_promote))
-        .route("/v3/maintenance/alarm", unary!(maintenance, alarm))
-        .route("/v3/maintenance/status", unary!(maintenance, status))
-        .route("/v3/maintenance/defragment", unary!(maintenance, defragment))
-        .route("/v3/maintenance/hash", unary!(maintenance, hash_kv))
-        .route("/v3/maintenance/snapshot", backup)
-        .route("/v3/maintenance/transfer-leadership", unary!(maintenance, move_leader))
-        .route("/v3/lock/lock", unary!(lock, lock))
-        .route("/v3/lock/unlock", unary!(lock, unlock))
-        .route("/v3/election/campaign", unary!(election, campaign))
-        .route("/v3/election/proclaim", unary!(election, proclaim))
-        .route("/v3/election/leader", unary!(election, leader))
-        .route("/v3/election/resign", unary!(election, resign))
-        .route("/v3/election/observe", post(move |body: Bytes| observe(election.clone(), body)))
+        .route("/kv/range", unary!(kv, range))
+        .route("/kv/put", unary!(kv, put))
+        .route("/kv/deleterange", unary!(kv, delete_range))
+        .route("/kv/txn", unary!(kv, txn))
+        .route("/kv/compaction", unary!(kv, compact))
+        .route("/lease/grant", unary!(lease, lease_grant))
+        .route("/lease/revoke", unary!(lease, lease_revoke))
+        .route("/lease/timetolive", unary!(lease, lease_time_to_live))
+        .route("/lease/leases", unary!(lease, lease_leases))
+        .route("/kv/lease/revoke", unary!(lease, lease_revoke))
+        .route("/kv/lease/timetolive", unary!(lease, lease_time_to_live))
+        .route("/kv/lease/leases", unary!(lease, lease_leases))
+        .route("/cluster/member/list", unary!(cluster, member_list))
+        .route("/cluster/member/add", unary!(cluster, member_add))
+        .route("/cluster/member/remove", unary!(cluster, member_remove))
+        .route("/cluster/member/update", unary!(cluster, member_update))
+        .route("/cluster/member/promote", unary!(cluster, member_promote))
+        .route("/maintenance/alarm", unary!(maintenance, alarm))
+        .route("/maintenance/status", unary!(maintenance, status))
+        .route("/maintenance/defragment", unary!(maintenance, defragment))
+        .route("/maintenance/hash", unary!(maintenance, hash))
+        .route("/maintenance/hashkv", unary!(maintenance, hash_kv))
+        .route("/maintenance/transfer-leadership", unary!(maintenance, move_leader))
+        .route("/maintenance/snapshot", streaming!(maintenance, snapshot))
+        .route("/lock/lock", unary!(lock, lock))
+        .route("/lock/unlock", unary!(lock, unlock))
+        .route("/election/campaign", unary!(election, campaign))
+        .route("/election/proclaim", unary!(election, proclaim))
+        .route("/election/leader", unary!(election, leader))
+        .route("/election/resign", unary!(election, resign))
+        .route("/election/observe", streaming!(election, observe))
+        .route("/auth/enable", unary!(auth, auth_enable))
+        .route("/auth/disable", unary!(auth, auth_disable))
+        .route("/auth/status", unary!(auth, auth_status))
+        .route("/auth/authenticate", unary!(auth, authenticate))
+        .route("/auth/user/add", unary!(auth, user_add))
+        .route("/auth/user/get", unary!(auth, user_get))
+        .route("/auth/user/list", unary!(auth, user_list))
+        .route("/auth/user/delete", unary!(auth, user_delete))
+        .route("/auth/user/changepw", unary!(auth, user_change_password))
+        .route("/auth/user/grant", unary!(auth, user_grant_role))
+        .route("/auth/user/revoke", unary!(auth, user_revoke_role))
+        .route("/auth/role/add", unary!(auth, role_add))
+        .route("/auth/role/get", unary!(auth, role_get))
+        .route("/auth/role/list", unary!(auth, role_list))
+        .route("/auth/role/delete", unary!(auth, role_delete))
+        .route("/auth/role/grant", unary!(auth, role_grant_permission))
+        .route("/auth/role/revoke", unary!(auth, role_revoke_permission))
         .layer(DefaultBodyLimit::max(JSON_OVERHEAD * member.max_request_bytes + JSON_EXTRA_BYTES))
-        .route("/v3/watch", post(move |body: Body| watch_stream(watch.clone(), body)))
+        .route("/lease/keepalive", keep_alive)
+        .route("/watch", post(move |body: Body| watch_stream(watch.clone(), body)))
+        .fallback(async || (StatusCode::NOT_FOUND, "Not Found\n"))
 }
 
-async fn answer<Req, Resp, Call, Answer>(body: &[u8], call: Call) -> Response
+/// The request with what the client said of itself.
+fn with_metadata<T>(headers: &HeaderMap, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(authorization) = headers.get(header::AUTHORIZATION)
+        && let Ok(authorization) = MetadataValue::try_from(authorization.as_bytes())
+    {
+        request.metadata_mut().insert("authorization", authorization);
+    }
+    request
+}
+
+async fn answer<Req, Resp, Call, Answer>(headers: &HeaderMap, body: &[u8], call: Call) -> Response
 where
     Req: DeserializeOwned,
     Resp: Serialize,
-    Call: FnOnce(Req) -> Answer,
+    Call: FnOnce(Request<Req>) -> Answer,
     Answer: Future<Output = Result<tonic::Response<Resp>, Status>>,
 {
     let request = match parse(body) {
-        Ok(request) => request,
+        Ok(request) => with_metadata(headers, request),
         Err(status) => return failure(&status),
     };
     match call(request).await {
@@ -203,97 +254,68 @@ fn streamed<T: Serialize + Send + 'static>(
     with_json(StatusCode::OK, Body::from_stream(lines))
 }
 
-async fn backup(maintenance: MaintenanceServer, body: Bytes) -> Response {
-    let request = match parse(&body) {
-        Ok(request) => request,
+/// A keep-alive for each JSON object in the body, and a line for each, as they come.
+async fn keep_alive(lease: LeaseServer, body: Body) -> Response {
+    let limit_bytes = lease.0.max_request_bytes;
+    let requests = match begun(messages::<LeaseKeepAliveRequest>(body, limit_bytes)).await {
+        Ok(requests) => requests,
         Err(status) => return failure(&status),
     };
-    match maintenance.snapshot(Request::new(request)).await {
-        Ok(response) => streamed(response.into_inner()),
-        Err(status) => failure(&status),
-    }
-}
-
-/// A keep-alive for each JSON object in the body, and a line for each.
-async fn keep_alive(lease: LeaseServer, body: Bytes) -> Response {
-    let requests: Result<Vec<LeaseKeepAliveRequest>, _> =
-        serde_json::Deserializer::from_slice(&body).into_iter().collect();
-    let requests = match requests {
-        Ok(requests) => requests,
-        Err(error) => return failure(&Status::invalid_argument(error.to_string())),
-    };
-    streamed(futures::stream::iter(requests).then(move |request| {
+    streamed(requests.then(move |request| {
         let lease = lease.clone();
-        async move { lease.keep_alive(request.id).await }
+        async move { lease.keep_alive(request?.id).await }
     }))
 }
 
-async fn observe(election: ElectionServer, body: Bytes) -> Response {
-    let request = match parse(&body) {
-        Ok(request) => request,
+/// A watch stream: requests are taken from the body as they come in; the end of the body does not
+/// end the watches, a message that is none does.
+async fn watch_stream(watch: WatchServer, body: Body) -> Response {
+    let limit_bytes = watch.0.max_request_bytes;
+    let requests = match begun(messages::<WatchRequest>(body, limit_bytes)).await {
+        Ok(requests) => requests,
         Err(status) => return failure(&status),
     };
-    match election.observe(Request::new(request)).await {
-        Ok(responses) => streamed(responses.into_inner()),
+    match watch.open(requests) {
+        Ok(responses) => streamed(responses),
         Err(status) => failure(&status),
     }
 }
 
-/// A watch stream: requests are taken from the body as they come in; the end of the body does not
-/// end the watches.
-async fn watch_stream(watch: WatchServer, body: Body) -> Response {
-    let mut body = body.into_data_stream();
-    let mut parser = JsonObjects::new(watch.0.max_request_bytes);
-    // The first part is read before anything is answered, so that nonsense gets a 400.
-    let first = match next_requests(&mut body, &mut parser).await {
-        Some(Ok(requests)) => requests,
-        Some(Err(status)) => return failure(&status),
-        None => Vec::new(),
-    };
-    let (sender, requests) = mpsc::channel(WATCH_REQUESTS);
-    let responses = match watch.open(ReceiverStream::new(requests).map(Ok)) {
-        Ok(responses) => responses,
-        Err(status) => return failure(&status),
-    };
-    let feed = async move {
-        let mut next = Some(Ok(first));
-        while let Some(Ok(requests)) = next {
-            for request in requests {
-                if sender.send(request).await.is_err() {
-                    return;
-                }
+/// The stream once its first message is there, so that nonsense is answered with an error's status.
+async fn begun<T: Send + 'static>(
+    messages: impl Stream<Item = Result<T, Status>> + Send + 'static,
+) -> Result<impl Stream<Item = Result<T, Status>> + Send + 'static, Status> {
+    // Fused: a body without any message ends before the stream is handed on.
+    let mut messages = Box::pin(messages.fuse());
+    let first = messages.next().await.transpose()?;
+    Ok(stream::iter(first).map(Ok).chain(messages))
+}
+
+/// The JSON objects of a body as they come. Ends after an error.
+fn messages<T: DeserializeOwned + Send + 'static>(
+    body: Body,
+    limit_bytes: usize,
+) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
+    let parts = body.into_data_stream();
+    let state = (parts, JsonObjects::new(limit_bytes), VecDeque::new());
+    stream::unfold(Some(state), |state| async {
+        let (mut parts, mut parser, mut complete) = state?;
+        loop {
+            if let Some(message) = complete.pop_front() {
+                return Some((Ok(message), Some((parts, parser, complete))));
             }
-            next = next_requests(&mut body, &mut parser).await;
+            let result = match parts.next().await {
+                Some(Ok(part)) => parser.push(&part),
+                Some(Err(error)) => Err(Status::cancelled(error.to_string())),
+                None if parser.is_between_objects() => return None,
+                None => Err(Status::unknown("unexpected EOF")),
+            };
+            match result {
+                Ok(messages) => complete.extend(messages),
+                Err(status) => return Some((Err(status), None)),
+            }
         }
-        // The sender is kept: dropping it would look like a client that hung up.
-        std::future::pending::<()>().await;
-    };
-    streamed(alongside(responses, feed))
-}
-
-/// `stream`, with `work` polled as a part of it and dropped with it.
-fn alongside<T>(
-    stream: impl Stream<Item = T> + Send + 'static,
-    work: impl Future<Output = ()> + Send + 'static,
-) -> impl Stream<Item = T> + Send + 'static {
-    let work = futures::stream::once(work).filter_map(|()| async { None });
-    futures::stream::select(stream, work)
-}
-
-async fn next_requests(
-    body: &mut (impl Stream<Item = Result<Bytes, axum::Error>> + Unpin),
-    parser: &mut JsonObjects,
-) -> Option<Result<Vec<WatchRequest>, Status>> {
-    loop {
-        let part = body.next().await?;
-        let result = part
-            .map_err(|error| Status::cancelled(error.to_string()))
-            .and_then(|part| parser.push(&part));
-        match result {
-            Ok(requests) if requests.is_empty() => {}
-            result => return Some(result),
-        }
-    }
+    })
 }
 
 /// Cuts a stream of bytes into JSON objects.
@@ -305,6 +327,11 @@ struct JsonObjects {
 impl JsonObjects {
     fn new(limit_bytes: usize) -> Self {
         Self { buffer: Vec::new(), limit_bytes }
+    }
+
+    /// Whether nothing is begun and not complete.
+    fn is_between_objects(&self) -> bool {
+        self.buffer.trim_ascii().is_empty()
     }
 
     /// The objects that are complete now.
@@ -320,7 +347,8 @@ impl JsonObjects {
                     used = values.byte_offset();
                 }
                 Err(error) if error.is_eof() => break,
-                Err(error) => return Err(Status::invalid_argument(error.to_string())),
+                // As etcd's gateway: no code of its own in a stream.
+                Err(error) => return Err(Status::unknown(error.to_string())),
             }
         }
         self.buffer.drain(..used);
@@ -343,6 +371,25 @@ mod tests {
             let mut requests: Vec<WatchRequest> = parser.push(&text[..cut]).unwrap();
             requests.extend(parser.push::<WatchRequest>(&text[cut..]).unwrap());
             assert_eq!(requests.len(), 2, "cut at {cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_message_ends_a_stream_with_an_error() {
+        for (body, complete, text) in [
+            (r#"{"cancel_request":{}}"#, 1, None),
+            (" ", 0, None),
+            (r#"{"cancel_request":{}} nonsense"#, 1, Some("expected")),
+            (r#"{"cancel_request":{}} {"create_"#, 1, Some("unexpected EOF")),
+        ] {
+            let messages = messages::<WatchRequest>(Body::from(body), 1000);
+            let mut messages: Vec<_> = messages.collect().await;
+            let error = messages.pop_if(|last| last.is_err()).and_then(Result::err);
+            assert_eq!(messages.len(), complete, "{body}");
+            assert_eq!(error.is_some(), text.is_some(), "{body}: {error:?}");
+            if let (Some(error), Some(text)) = (error, text) {
+                assert!(error.message().contains(text), "{error}");
+            }
         }
     }
 

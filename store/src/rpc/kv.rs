@@ -54,6 +54,7 @@ impl Kv for KvServer {
         }
         check_range(&request)?;
         let mut response = self.0.range(&request).await?;
+        self.0.metrics.ranges.inc();
         self.complete(&mut response.header);
         Ok(Response::new(response))
     }
@@ -89,7 +90,7 @@ impl Kv for KvServer {
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let request = request.into_inner();
-        check_txn(&request)?;
+        check_txn(&request, self.0.max_txn_ops)?;
         let bytes = request.encoded_len();
         match self.write(Op::Txn(request), bytes).await? {
             Outcome::Txn(mut response) => {

@@ -109,6 +109,7 @@ impl Maintenance for MaintenanceServer {
     }
 
     async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let _seconds = self.0.metrics.hash_seconds.start_timer();
         let hashed = self.0.state.hash(0).await?;
         Ok(Response::new(HashResponse { header: Some(self.0.header()), hash: hashed.hash }))
     }
@@ -117,6 +118,7 @@ impl Maintenance for MaintenanceServer {
         &self,
         request: Request<HashKvRequest>,
     ) -> Result<Response<HashKvResponse>, Status> {
+        let _seconds = self.0.metrics.hash_revision_seconds.start_timer();
         let hashed = self.0.state.hash(request.into_inner().revision).await?;
         Ok(Response::new(HashKvResponse {
             header: Some(self.0.header_at(hashed.current)),

@@ -10,7 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::get;
+use store_proto::etcdserverpb::auth_server::AuthServer as AuthService;
 use store_proto::etcdserverpb::cluster_server::ClusterServer as ClusterService;
 use store_proto::etcdserverpb::kv_server::KvServer as KvService;
 use store_proto::etcdserverpb::lease_server::LeaseServer as LeaseService;
@@ -23,19 +23,23 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer as HealthService};
 
+use self::measured::{Calls, CallsError};
 use crate::member::Member;
 use crate::raft::network::PEER_MESSAGE_BYTES;
 use crate::raft::peer_service::PeerServer;
 
 mod admission;
+mod auth;
 mod authority;
 mod cluster;
 mod election;
 mod gateway;
+mod health;
 mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+mod measured;
 pub(crate) mod serve;
 mod session;
 mod too_large;
@@ -43,7 +47,7 @@ mod watch;
 
 /// The version of etcd whose API is spoken. Clients compare its digits.
 pub(crate) const ETCD_VERSION: &str = "3.5.21";
-const ETCD_CLUSTER_VERSION: &str = "3.5.0";
+pub(crate) const ETCD_CLUSTER_VERSION: &str = "3.5.0";
 
 /// The name that gRPC's health protocol gives to all services together.
 const WHOLE_SERVER: &str = "";
@@ -52,7 +56,11 @@ const WHOLE_SERVER: &str = "";
 const GRPC_OVERHEAD_BYTES: usize = 512 << 10;
 
 /// What clients reach.
-pub(crate) fn client_router(member: &Arc<Member>) -> Router {
+///
+/// # Errors
+/// See [`CallsError`].
+pub(crate) fn client_router(member: &Arc<Member>) -> Result<Router, CallsError> {
+    let calls = Arc::new(Calls::new(&member.metrics)?);
     let max_bytes = member.max_request_bytes + GRPC_OVERHEAD_BYTES;
     let kv = KvService::new(kv::KvServer(Arc::clone(member)));
     let watch = WatchService::new(watch::WatchServer(Arc::clone(member)));
@@ -61,25 +69,29 @@ pub(crate) fn client_router(member: &Arc<Member>) -> Router {
     let maintenance = MaintenanceService::new(maintenance::MaintenanceServer(Arc::clone(member)));
     let lock = LockService::new(lock::LockServer(Arc::clone(member)));
     let election = ElectionService::new(election::ElectionServer(Arc::clone(member)));
-    let health = {
-        let member = Arc::clone(member);
-        get(move || health(Arc::clone(&member)))
-    };
-    Routes::new(kv.max_decoding_message_size(max_bytes))
+    let auth = AuthService::new(auth::AuthServer(Arc::clone(member)));
+    let router = Routes::new(kv.max_decoding_message_size(max_bytes))
         .add_service(watch.max_decoding_message_size(max_bytes))
         .add_service(lease.max_decoding_message_size(max_bytes))
         .add_service(cluster.max_decoding_message_size(max_bytes))
         .add_service(maintenance.max_decoding_message_size(max_bytes))
         .add_service(lock.max_decoding_message_size(max_bytes))
         .add_service(election.max_decoding_message_size(max_bytes))
+        .add_service(auth.max_decoding_message_size(max_bytes))
         .add_service(grpc_health(member))
         .into_axum_router()
         .layer(axum::middleware::map_response(too_large::mend))
+        .layer(axum::middleware::from_fn_with_state(calls, measured::measure))
         .merge(gateway::router(member))
-        .route("/health", health)
-        .route("/version", get(version))
+        .merge(health::router(member))
         .fallback(unknown_path)
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(member), admission::admit))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(member), admission::admit));
+    Ok(router)
+}
+
+/// What whoever measures and probes reaches, on a port of its own.
+pub(crate) fn metrics_router(member: &Arc<Member>) -> Router {
+    health::router(member).fallback(unknown_path)
 }
 
 /// The health service of gRPC itself: "serving", until the member is asked to stop.
@@ -99,30 +111,6 @@ pub(crate) fn peer_router(member: &Arc<Member>) -> Router {
         .max_decoding_message_size(PEER_MESSAGE_BYTES)
         .max_encoding_message_size(PEER_MESSAGE_BYTES);
     Routes::new(peer).into_axum_router()
-}
-
-/// Healthy is a member through which a linearizable read goes, as with etcd.
-async fn health(member: Arc<Member>) -> Response {
-    let (status, body) = match member.linearize().await {
-        Ok(()) => (StatusCode::OK, serde_json::json!({"health": "true", "reason": ""})),
-        Err(error) => {
-            let body = serde_json::json!({"health": "false", "reason": error.to_string()});
-            (StatusCode::SERVICE_UNAVAILABLE, body)
-        }
-    };
-    json(status, &body)
-}
-
-async fn version() -> Response {
-    let body = serde_json::json!({
-        "etcdserver": ETCD_VERSION,
-        "etcdcluster": ETCD_CLUSTER_VERSION,
-    });
-    json(StatusCode::OK, &body)
-}
-
-fn json(status: StatusCode, body: &serde_json::Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
 }
 
 /// A gRPC client hears "unimplemented" in its own language, everybody else a 404.

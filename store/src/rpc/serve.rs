@@ -27,7 +27,15 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
 /// Serves `router` until `stop` is cancelled, then lets connections finish within a deadline.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+///
+/// `max_streams`: requests that a client may have under way on one connection at once; `None`: as
+/// many as it likes.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    max_streams: Option<u32>,
+    stop: CancellationToken,
+) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -37,7 +45,12 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) => {
-                connections.spawn(serve_connection(stream, router.clone(), stop.clone()));
+                connections.spawn(serve_connection(
+                    stream,
+                    router.clone(),
+                    max_streams,
+                    stop.clone(),
+                ));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -51,7 +64,12 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn serve_connection(
+    stream: TcpStream,
+    router: Router,
+    max_streams: Option<u32>,
+    stop: CancellationToken,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
@@ -59,7 +77,7 @@ async fn serve_connection(stream: TcpStream, router: Router, stop: CancellationT
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(None)
+        .max_concurrent_streams(max_streams)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .keep_alive_interval(KEEPALIVE_INTERVAL)

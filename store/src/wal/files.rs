@@ -6,6 +6,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use prometheus::Histogram;
+use tokio::time::Instant;
+
 /// Held for as long as the log is open; dropping it lets another open the directory.
 pub(crate) type DirLock = Box<dyn Send + Sync>;
 
@@ -47,6 +50,7 @@ const LOCK_FILE: &str = "lock";
 /// A directory of the file system.
 pub(crate) struct DiskDir {
     path: PathBuf,
+    sync_seconds: Option<Histogram>,
 }
 
 impl DiskDir {
@@ -61,7 +65,16 @@ impl DiskDir {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        Ok(Self { path })
+        Ok(Self { path, sync_seconds: None })
+    }
+
+    /// Tells how long each sync of a file takes.
+    pub(crate) fn measured(self, sync_seconds: Histogram) -> Self {
+        Self { sync_seconds: Some(sync_seconds), ..self }
+    }
+
+    fn file(&self, file: File) -> Arc<dyn LogFile> {
+        Arc::new(DiskFile { file, sync_seconds: self.sync_seconds.clone() })
     }
 }
 
@@ -93,12 +106,12 @@ impl LogDir for DiskDir {
         let path = self.path.join(name);
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-        Ok(Arc::new(DiskFile(file)))
+        Ok(self.file(file))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
         let file = OpenOptions::new().read(true).write(true).open(self.path.join(name))?;
-        Ok(Arc::new(DiskFile(file)))
+        Ok(self.file(file))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -118,22 +131,30 @@ impl LogDir for DiskDir {
     }
 }
 
-struct DiskFile(File);
+struct DiskFile {
+    file: File,
+    sync_seconds: Option<Histogram>,
+}
 
 impl LogFile for DiskFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_exact_at(buf, offset)
+        self.file.read_exact_at(buf, offset)
     }
 
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
+        self.file.write_all_at(data, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        let begun = Instant::now();
+        self.file.sync_data()?;
+        if let Some(seconds) = &self.sync_seconds {
+            seconds.observe(begun.elapsed().as_secs_f64());
+        }
+        Ok(())
     }
 }

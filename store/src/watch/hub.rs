@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -17,6 +17,7 @@ use crate::mvcc::RevisionEvents;
 pub(crate) struct WatchHub {
     registry: Mutex<Registry>,
     pending_bytes: Arc<AtomicUsize>,
+    sent_events: AtomicU64,
     limits: WatchLimits,
 }
 
@@ -59,6 +60,7 @@ impl WatchHub {
                 awaiting_publish: BTreeSet::new(),
             }),
             pending_bytes: Arc::default(),
+            sent_events: AtomicU64::new(0),
             limits,
         })
     }
@@ -153,8 +155,23 @@ impl WatchHub {
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "what metrics will tell; tests read it"))]
+/// What the metrics tell.
 impl WatchHub {
+    /// How many events were sent to clients.
+    pub(crate) fn sent_events(&self) -> u64 {
+        self.sent_events.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_sent(&self, events: usize) {
+        self.sent_events.fetch_add(events as u64, Ordering::Relaxed);
+    }
+
+    /// How many events wait for clients; one that waits for many counts for each.
+    pub(crate) fn pending_events(&self) -> usize {
+        let inboxes: Vec<_> = self.registry.lock().streams.values().cloned().collect();
+        inboxes.iter().map(|inbox| inbox.pending_events()).sum()
+    }
+
     /// How many watchers there are.
     pub(crate) fn watchers(&self) -> usize {
         self.registry.lock().watcher_count

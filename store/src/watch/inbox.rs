@@ -117,6 +117,18 @@ struct State {
 }
 
 impl Inbox {
+    /// How many events wait here, each for as many watchers as it waits for.
+    pub(super) fn pending_events(&self) -> usize {
+        let state = self.state.lock();
+        let waiting = state.positions.values().map(|position| match position {
+            Position::Synced { pending, .. } => {
+                pending.iter().map(|one| one.revision.events.len()).sum()
+            }
+            Position::Lagging { .. } => 0,
+        });
+        waiting.sum()
+    }
+
     /// Waits until something has changed since the last time.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;

@@ -302,6 +302,7 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
             .collect();
         let Some(last) = revisions.last().filter(|_| !events.is_empty()) else { return Ok(()) };
         watch.quiet = false;
+        self.subscriptions.hub().note_sent(events.len());
         let fragment = watch.fragment;
         if watch.prev_kv {
             for event in &mut events {

@@ -63,7 +63,7 @@ impl Store for Ours {
         match &op {
             Op::Put(put) => check_put(put),
             Op::DeleteRange(delete) => check_delete_range(delete),
-            Op::Txn(txn) => check_txn(txn),
+            Op::Txn(txn) => check_txn(txn, MAX_TXN_OPS),
             _ => Ok(()),
         }
         .map_err(|refused| refused.to_string())?;

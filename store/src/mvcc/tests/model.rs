@@ -221,7 +221,7 @@ fn any_txn() -> impl Strategy<Value = TxnRequest> {
     });
     (proptest::collection::vec(compare, 0..2), branch(), branch())
         .prop_map(|(compare, success, failure)| TxnRequest { compare, success, failure })
-        .prop_filter("clients may not write a key twice", |txn| check_txn(txn).is_ok())
+        .prop_filter("clients may not write a key twice", |txn| check_txn(txn, MAX_TXN_OPS).is_ok())
 }
 
 /// What happens to a store.

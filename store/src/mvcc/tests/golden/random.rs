@@ -133,7 +133,7 @@ fn near_all(txn: &mut TxnRequest, current: i64) {
 
 /// What etcd overlooks is refused here, see `own_checks`.
 fn is_comparable(txn: &TxnRequest) -> bool {
-    check_txn(txn) != Err(RequestError::DuplicateKey)
+    check_txn(txn, MAX_TXN_OPS) != Err(RequestError::DuplicateKey)
 }
 
 fn ask(store: &mut impl Store, question: &Question, current: i64) -> String {
