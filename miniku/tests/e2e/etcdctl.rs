@@ -60,7 +60,8 @@ impl Pair {
 fn comparable(said: &Said) -> Said {
     let error: Vec<&str> = said.error.lines().filter(|line| line.starts_with("Error: ")).collect();
     let output: Vec<String> = said.output.lines().map(without_ids).collect();
-    Said { success: said.success, output: output.join("\n"), error: error.join("\n") }
+    let (success, code) = (said.success, said.code);
+    Said { success, code, output: output.join("\n"), error: error.join("\n") }
 }
 
 /// Words that name a cluster, a member, a term, a lease or a remaining time become one.
@@ -355,4 +356,190 @@ async fn members_and_endpoints() {
     }
     let said = etcdctl(&urls, &["endpoint", "status"]);
     assert_eq!(said.output.lines().filter(|line| line.contains(", true, false, ")).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_form_of_output() {
+    let Some(pair) = Pair::start().await else { return };
+    for key in ["a", "b", "c"] {
+        pair.same(&["put", key, &format!("value of {key}")]);
+    }
+    for command in [
+        "get a -w simple",
+        "get a -w fields",
+        "get a -w json",
+        "get a -w table",
+        "get a -w nonsense",
+        "get a --hex",
+        "get a --prefix --print-value-only --keys-only",
+        "get a --prefix --from-key",
+        "get a --sort-by=NONSENSE",
+        "get a --order=NONSENSE",
+        "get a --consistency=x",
+        "get a c --keys-only -w json",
+        "get a z --limit=1 -w fields",
+        "get a z --rev=3 -w fields",
+        "get a --command-timeout=5s",
+        "put x y -w json",
+        "put x y -w fields",
+        "put x y --prev-kv -w json",
+        "put x y --prev-kv -w fields",
+        "put x",
+        "put x y --lease=zzz",
+        "del b -w json",
+        "del nothing -w fields",
+        "del c --prev-kv -w fields",
+        "del",
+        "compaction 2 -w json",
+        "lease list -w json",
+        "lease timetolive 4711 -w json",
+        "lease timetolive 4711 -w fields",
+        "lease timetolive zzz",
+        "lease revoke zzz",
+        "lease grant zzz",
+        "lease keep-alive zzz",
+        "alarm list",
+        "alarm disarm",
+        "nonsense",
+    ] {
+        let arguments: Vec<&str> = command.split(' ').collect();
+        pair.same(&arguments);
+    }
+    for format in ["simple", "json", "fields"] {
+        pair.same_with_input(&["txn", "-w", format], "\n\nget a\nput b 1\ndel b\n\n\n\n");
+    }
+    pair.same_with_input(&["txn", "-i"], "value(\"a\") = \"x\"\n\nget x\n\nget a\n\n");
+    pair.same_with_input(&["txn", "-i"], "nonsense\n\n");
+    pair.same_with_input(&["put", "from-input"], "a value\non two lines");
+    pair.same(&["get", "from-input"]);
+    // The ids are in it, so only its shape can be compared.
+    let lengths = [&pair.ours, &pair.etcd].map(|store| {
+        let said = etcdctl(&store.urls(), &["get", "a", "-w", "protobuf"]);
+        assert!(said.success, "{}", said.error);
+        said.output.contains("value of a")
+    });
+    assert_eq!(lengths, [true, true]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lock_and_elect() {
+    let Some(pair) = Pair::start().await else { return };
+    pair.same(&["lock", "l", "echo", "held"]);
+    pair.same(&["lock", "l", "--ttl=5", "sh", "-c", "exit 3"]);
+    pair.same(&["lock"]);
+    pair.same(&["elect"]);
+    pair.same(&["elect", "-l"]);
+    let urls = pair.ours.urls();
+    let endpoints = format!("--endpoints={urls}");
+    let start = |name: &str, arguments: &[&str]| {
+        let arguments = [endpoints.as_str()].into_iter().chain(arguments.iter().copied());
+        Process::start(&pair.scratch, name, "etcdctl", arguments)
+    };
+    let held = start("lock-1", &["lock", "name"]);
+    wait_for("the first has the lock", async || {
+        holds(held.output().starts_with("name/"), held.output())
+    })
+    .await;
+    let waiting = start("lock-2", &["lock", "name"]);
+    wait_for("the second waits", async || {
+        let queue = etcdctl(&urls, &["get", "--prefix", "name/", "--keys-only"]).output;
+        holds(queue.split_whitespace().count() == 2, queue)
+    })
+    .await;
+    assert_eq!(waiting.output(), "");
+    held.signal(rustix::process::Signal::INT);
+    wait_for("the second has the lock", async || {
+        holds(waiting.output().starts_with("name/"), waiting.output())
+    })
+    .await;
+
+    let mut leader = start("elect-1", &["elect", "e", "one"]);
+    wait_for("the first leads", async || {
+        holds(leader.output().ends_with("\none\n"), leader.output())
+    })
+    .await;
+    let next = start("elect-2", &["elect", "e", "two"]);
+    let observer = start("elect-3", &["elect", "-l", "e"]);
+    wait_for("the leader is observed", async || {
+        holds(observer.output().contains("\none\n"), observer.output())
+    })
+    .await;
+    assert_eq!(next.output(), "");
+    leader.signal(rustix::process::Signal::INT);
+    leader.ended().await;
+    wait_for("the second leads and is observed", async || {
+        let (next, observer) = (next.output(), observer.output());
+        holds(
+            next.ends_with("\ntwo\n") && observer.contains("\ntwo\n"),
+            format!("{next} {observer}"),
+        )
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_and_endpoints() {
+    let Some(pair) = Pair::start().await else { return };
+    // Into ours from etcd, and from ours into etcd under another prefix.
+    let mirror = |name: &str, from: &Store, to: &Store, prefix: &str, as_prefix: &str| {
+        let to = to.members[0].client_url.trim_start_matches("http://").to_owned();
+        let arguments = [
+            format!("--endpoints={}", from.urls()),
+            "make-mirror".to_owned(),
+            format!("--prefix={prefix}"),
+            format!("--dest-prefix={as_prefix}"),
+            to,
+        ];
+        Process::start(&pair.scratch, name, "etcdctl", arguments)
+    };
+    etcdctl(&pair.etcd.urls(), &["put", "from-etcd/1", "x"]);
+    etcdctl(&pair.ours.urls(), &["put", "from-ours/1", "x"]);
+    let _mirrors = [
+        mirror("mirror-1", &pair.etcd, &pair.ours, "from-etcd/", "from-etcd/"),
+        mirror("mirror-2", &pair.ours, &pair.etcd, "from-ours/", "there/"),
+    ];
+    wait_for("what is there is mirrored", async || {
+        let ours = etcdctl(&pair.ours.urls(), &["get", "from-etcd/1"]).output;
+        let etcd = etcdctl(&pair.etcd.urls(), &["get", "there/1"]).output;
+        holds(!ours.is_empty() && !etcd.is_empty(), "not yet")
+    })
+    .await;
+    etcdctl(&pair.etcd.urls(), &["put", "from-etcd/2", "y"]);
+    etcdctl(&pair.etcd.urls(), &["del", "from-etcd/1"]);
+    etcdctl(&pair.ours.urls(), &["put", "from-ours/2", "y"]);
+    etcdctl(&pair.ours.urls(), &["del", "from-ours/1"]);
+    wait_for("what changes is mirrored", async || {
+        let ours = etcdctl(&pair.ours.urls(), &["get", "--prefix", "from-etcd/"]).output;
+        let etcd = etcdctl(&pair.etcd.urls(), &["get", "--prefix", "there/"]).output;
+        holds(ours == "from-etcd/2\ny\n" && etcd == "there/2\ny\n", format!("{ours}{etcd}"))
+    })
+    .await;
+
+    let urls = pair.ours.urls();
+    for arguments in [
+        &["endpoint", "hashkv"][..],
+        &["endpoint", "hashkv", "-w", "json"],
+        &["endpoint", "hashkv", "-w", "table"],
+        &["endpoint", "status", "-w", "table"],
+        &["endpoint", "status", "-w", "fields"],
+        &["endpoint", "health", "-w", "json"],
+        &["endpoint", "health", "--cluster"],
+        &["member", "list", "-w", "json"],
+        &["member", "list", "-w", "fields"],
+        &["member", "list", "-w", "table"],
+        &["defrag"],
+    ] {
+        let said = etcdctl(&urls, arguments);
+        assert!(said.success, "{arguments:?}: {}", said.error);
+    }
+    let hashes = etcdctl(&urls, &["endpoint", "hashkv"]).output;
+    let hashes: Vec<&str> = hashes.lines().filter_map(|line| line.split(", ").nth(1)).collect();
+    assert_eq!(hashes.len(), 3);
+    assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{hashes:?}");
+    // One that is not there: the others are told all the same, and the exit code says so.
+    let with_nobody = format!("{urls},http://127.0.0.1:1");
+    for arguments in [["endpoint", "health"], ["endpoint", "status"]] {
+        let said = etcdctl(&with_nobody, &arguments);
+        assert_eq!(said.code, Some(1), "{arguments:?}: {}{}", said.output, said.error);
+    }
 }

@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "the runner shows it when a test fails")]
 
 mod backup;
+mod clients;
 mod compaction_at_size;
 mod containers;
 mod damage;

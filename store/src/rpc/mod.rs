@@ -2,7 +2,9 @@
 //! the client port; the peer protocol on a port of its own.
 //!
 //! Nothing here decides anything: a handler checks the shape of a request, calls
-//! [`crate::member::Member`] and completes the header.
+//! [`crate::member::Member`] and completes the header. Every call comes through the methods of the
+//! services with what its client said of itself (its metadata), also one in JSON and one that a lock
+//! or an election makes for its client.
 
 use std::sync::Arc;
 

@@ -36,6 +36,7 @@ def kv(etcd):
 
 
 def txn(etcd):
+    etcd.delete_prefix("txn/")
     etcd.put("txn/a", "1")
     transactions = etcd.transactions
     compare = [transactions.value("txn/a") == "1", transactions.version("txn/b") == 0]

@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Said {
     pub(crate) success: bool,
+    /// The exit code.
+    pub(crate) code: Option<i32>,
     pub(crate) output: String,
     pub(crate) error: String,
 }
@@ -34,6 +36,7 @@ pub(crate) fn etcdctl_with_input(endpoints: &str, arguments: &[&str], input: &st
     let output = child.wait_with_output().expect("etcdctl ends");
     Said {
         success: output.status.success(),
+        code: output.status.code(),
         output: String::from_utf8_lossy(&output.stdout).into_owned(),
         error: String::from_utf8_lossy(&output.stderr).into_owned(),
     }

@@ -19,13 +19,19 @@ pub(crate) enum Need {
 /// capture, or fails the test when everything is required.
 pub(crate) fn have(needs: &[Need]) -> bool {
     let Some(missing) = needs.iter().find_map(|need| need.missing()) else { return true };
+    leave_out(missing);
+    false
+}
+
+/// Tells that the present test cannot be done, past the test runner's capture, or fails it when
+/// everything is required.
+pub(crate) fn leave_out(reason: &str) {
     let required = std::env::var_os("MINIKU_TEST_REQUIRE_ALL").is_some();
-    assert!(!required, "{missing}");
+    assert!(!required, "{reason}");
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     // If nobody can read it, nobody misses it.
-    let _ = writeln!(std::io::stderr(), "skipped {test}: {missing}");
-    false
+    let _ = writeln!(std::io::stderr(), "skipped {test}: {reason}");
 }
 
 impl Need {
