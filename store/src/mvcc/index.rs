@@ -170,20 +170,20 @@ impl Index {
         self.len += 1;
         self.record_bytes += version.extent.bytes();
         let is_live = !version.is_tombstone();
-        let was_live = self.keys.get(key).and_then(|history| history.0.last());
-        let was_live = was_live.is_some_and(|last| !last.is_tombstone());
-        match (was_live, is_live) {
-            (false, true) => self.live_keys += 1,
-            (true, false) => self.live_keys -= 1,
-            _ => {}
-        }
+        let mut was_live = false;
         if let Some(history) = self.keys.get_mut(key) {
             debug_assert!(
                 history.0.last().is_some_and(|last| last.revision() < version.revision())
             );
+            was_live = history.0.last().is_some_and(|last| !last.is_tombstone());
             history.0.push(version);
         } else {
             self.keys.insert(Bytes::copy_from_slice(key), History(vec![version]));
+        }
+        match (was_live, is_live) {
+            (false, true) => self.live_keys += 1,
+            (true, false) => self.live_keys -= 1,
+            _ => {}
         }
     }
 
