@@ -297,23 +297,23 @@ fn messages<T: DeserializeOwned + Send + 'static>(
     limit_bytes: usize,
 ) -> impl Stream<Item = Result<T, Status>> + Send + 'static {
     let parts = body.into_data_stream();
-    let state = (parts, JsonObjects::new(limit_bytes), VecDeque::new());
+    let state = (parts, JsonObjects::new(limit_bytes), VecDeque::new(), None);
     stream::unfold(Some(state), |state| async {
-        let (mut parts, mut parser, mut complete) = state?;
+        let (mut parts, mut parser, mut complete, mut failed) = state?;
         loop {
             if let Some(message) = complete.pop_front() {
-                return Some((Ok(message), Some((parts, parser, complete))));
+                return Some((Ok(message), Some((parts, parser, complete, failed))));
+            }
+            if let Some(status) = failed {
+                return Some((Err(status), None));
             }
             let result = match parts.next().await {
-                Some(Ok(part)) => parser.push(&part),
+                Some(Ok(part)) => parser.push(&part, &mut complete),
                 Some(Err(error)) => Err(Status::cancelled(error.to_string())),
                 None if parser.is_between_objects() => return None,
                 None => Err(Status::unknown("unexpected EOF")),
             };
-            match result {
-                Ok(messages) => complete.extend(messages),
-                Err(status) => return Some((Err(status), None)),
-            }
+            failed = result.err();
         }
     })
 }
@@ -334,16 +334,19 @@ impl JsonObjects {
         self.buffer.trim_ascii().is_empty()
     }
 
-    /// The objects that are complete now.
-    fn push<T: DeserializeOwned>(&mut self, part: &[u8]) -> Result<Vec<T>, Status> {
+    /// Adds the objects that are complete now, also those before one that is wrong.
+    fn push<T: DeserializeOwned>(
+        &mut self,
+        part: &[u8],
+        complete: &mut impl Extend<T>,
+    ) -> Result<(), Status> {
         self.buffer.extend_from_slice(part);
         let mut values = serde_json::Deserializer::from_slice(&self.buffer).into_iter();
-        let mut complete = Vec::new();
         let mut used = 0;
         while let Some(value) = values.next() {
             match value {
                 Ok(value) => {
-                    complete.push(value);
+                    complete.extend([value]);
                     used = values.byte_offset();
                 }
                 Err(error) if error.is_eof() => break,
@@ -355,7 +358,7 @@ impl JsonObjects {
         if self.buffer.len() > self.limit_bytes {
             return Err(crate::RequestError::RequestTooLarge.into());
         }
-        Ok(complete)
+        Ok(())
     }
 }
 
@@ -368,8 +371,9 @@ mod tests {
         let text = br#"{"create_request":{"key":"Zm9v"}} {"cancel_request":{"watch_id":"3"}}"#;
         for cut in 0..text.len() {
             let mut parser = JsonObjects::new(1000);
-            let mut requests: Vec<WatchRequest> = parser.push(&text[..cut]).unwrap();
-            requests.extend(parser.push::<WatchRequest>(&text[cut..]).unwrap());
+            let mut requests: Vec<WatchRequest> = Vec::new();
+            parser.push(&text[..cut], &mut requests).unwrap();
+            parser.push(&text[cut..], &mut requests).unwrap();
             assert_eq!(requests.len(), 2, "cut at {cut}");
         }
     }
@@ -396,7 +400,7 @@ mod tests {
     #[test]
     fn an_object_without_an_end_is_refused_at_the_limit() {
         let mut parser = JsonObjects::new(8);
-        let result: Result<Vec<WatchRequest>, _> = parser.push(b"{\"create_req");
+        let result = parser.push(b"{\"create_req", &mut Vec::<WatchRequest>::new());
         assert_eq!(result.unwrap_err().message(), "etcdserver: request is too large");
     }
 
