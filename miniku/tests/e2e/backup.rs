@@ -34,6 +34,7 @@ fn miniku(arguments: &[&str]) -> Said {
     let output = Command::new(MINIKU).args(arguments).output().expect("miniku starts");
     Said {
         success: output.status.success(),
+        code: output.status.code(),
         output: String::from_utf8_lossy(&output.stdout).into_owned(),
         error: String::from_utf8_lossy(&output.stderr).into_owned(),
     }

@@ -23,6 +23,7 @@ use super::{Error, OutputFormat, save, schema, status};
 use crate::config::InitialCluster;
 use crate::engine::MemoryEngine;
 use crate::identity::Identity;
+use crate::metrics::Metrics;
 use crate::mvcc::{CompactStep, LeaseInfo, Limits, Mvcc, Revision};
 use crate::raft::types::{Batch, LogId};
 use crate::storage::Storage;
@@ -120,14 +121,15 @@ impl Place {
     }
 
     async fn open(&self) -> Storage {
+        let metrics = Metrics::new().unwrap();
         // sled lets go of its directory a moment after it was dropped.
         for _ in 0..200 {
-            match Storage::open(&self.data_dir()).await {
+            match Storage::open(&self.data_dir(), &metrics).await {
                 Ok(storage) => return storage,
                 Err(_) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
             }
         }
-        Storage::open(&self.data_dir()).await.unwrap()
+        Storage::open(&self.data_dir(), &metrics).await.unwrap()
     }
 
     /// Nothing but the backup itself is there.
