@@ -34,6 +34,7 @@ mod admission;
 mod auth;
 mod authority;
 mod cluster;
+mod coalesce;
 mod election;
 mod gateway;
 mod health;

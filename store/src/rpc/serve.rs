@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::authority::AnyAuthority;
+use super::coalesce::Coalesced;
 
 /// A connection that answers no ping for this long is closed.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -90,7 +91,8 @@ async fn serve_connection(
             Ok::<_, Infallible>(response.unwrap_or_else(|never| match never {}))
         }
     });
-    let connection = builder.serve_connection(TokioIo::new(AnyAuthority::new(stream)), service);
+    let stream = TokioIo::new(AnyAuthority::new(Coalesced::new(stream)));
+    let connection = builder.serve_connection(stream, service);
     tokio::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
