@@ -22,7 +22,7 @@ Examples:
   scripts/cluster start
       The same as separate processes, with three store members (from a clone of the project).
 
-Exit codes: 0 asked to stop, 1 failed, 2 wrong usage."
+Exit codes: 0 asked to stop, 1 failed, 2 wrong usage, 3 a store member was removed from its cluster."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]

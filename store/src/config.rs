@@ -282,6 +282,7 @@ impl Config {
 
     fn watch_limits(&self) -> Result<WatchLimits, ConfigError> {
         for (flag, limit) in [
+            ("max-proposals", self.max_proposals),
             ("max-txn-ops", self.max_txn_ops),
             ("max-watch-streams", self.max_watch_streams),
             ("max-watchers-per-stream", self.max_watchers_per_stream),

@@ -165,6 +165,9 @@ impl Space {
 
     /// Refuses to write `bytes` more to the disk where that would use up the reserve. Blocks.
     pub(crate) fn check_rewrite(&self, bytes: u64) -> Result<(), RewriteRefused> {
+        if self.limits.reserve_bytes == 0 {
+            return Ok(());
+        }
         let free_bytes = free_bytes(&self.data_dir).unwrap_or(u64::MAX);
         let needed_bytes = bytes.saturating_add(self.limits.end_below());
         if free_bytes >= needed_bytes {

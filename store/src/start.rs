@@ -30,6 +30,7 @@ use crate::metrics::{self, Metrics};
 use crate::proposals::Proposals;
 use crate::raft::log_store::LogStore;
 use crate::raft::network::Network;
+use crate::raft::peer_service::ANOTHER_CLUSTER;
 use crate::raft::state_machine::{Applier, StateMachine};
 use crate::raft::types::MemberNode;
 use crate::read_index::ReadIndex;
@@ -123,6 +124,18 @@ pub enum Error {
         /// What can be done.
         instead: Replacement,
     },
+    /// The addresses of the others are those of members of another cluster.
+    #[error(
+        "{url} belongs to another cluster than the one that the flags describe: check \
+         --initial-cluster and --initial-cluster-token; to bring a member back whose data are gone, \
+         {instead}"
+    )]
+    AnotherCluster {
+        /// Where a member of the other cluster answers.
+        url: String,
+        /// What can be done.
+        instead: Replacement,
+    },
     /// This member is none any more.
     #[error(
         "{}: nothing in {} is needed any more; to have it back, add it as a new member \
@@ -176,9 +189,14 @@ pub struct Running {
     log: LogStore,
     data_dir: PathBuf,
     stop: CancellationToken,
+    /// Cancelled when no client waits for an answer any more.
+    halt: CancellationToken,
     tasks: JoinSet<&'static str>,
     reason: Reason,
 }
+
+/// The task that serves clients: it ends once they have their answers, or have had their time.
+const CLIENT_PORT: &str = "client port";
 
 /// Why a task ended that may not, if it could tell.
 type Reason = Arc<Mutex<Option<Error>>>;
@@ -202,13 +220,22 @@ impl Running {
         self.member.resign().await;
         self.stop.cancel();
         let served = async {
+            // Writes and reads under way need all the rest for their answers.
+            while let Some(ended) = self.tasks.join_next().await {
+                match ended {
+                    Ok(CLIENT_PORT) => break,
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(%error, "a task of the store ended badly"),
+                }
+            }
+            self.member.tasks.close();
+            self.member.tasks.wait().await;
+            self.halt.cancel();
             while let Some(ended) = self.tasks.join_next().await {
                 if let Err(error) = ended {
                     tracing::warn!(%error, "a task of the store ended badly");
                 }
             }
-            self.member.tasks.close();
-            self.member.tasks.wait().await;
         };
         if tokio::time::timeout(Duration::from_secs(5), served).await.is_err() {
             tracing::warn!("some tasks of the store did not end in time");
@@ -259,7 +286,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     }
 
     let (stop, member_stop) = (member.stop.clone(), member.stop.clone());
-    let mut tasks = Tasks { set: JoinSet::new(), stop: stop.clone(), reason: Reason::default() };
+    let halt = CancellationToken::new();
+    let mut tasks = Tasks { set: JoinSet::new(), stop: halt.clone(), reason: Reason::default() };
     let raft = member.raft.clone();
     tasks.run("consensus", leadership::follow(raft, Arc::new(leadership_sender)));
     tasks.run("addresses", member.network.clone().follow_addresses(member.raft.clone()));
@@ -296,14 +324,14 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     };
     tasks.run("self-introduction", publish(Arc::clone(&member), attributes));
     let peer_router = rpc::peer_router(&member);
-    let serving = rpc::serve::serve(peer_listener, peer_router, None, stop.clone());
+    let serving = rpc::serve::serve(peer_listener, peer_router, None, halt.clone());
     tasks.set.spawn(served("peer port", serving));
     let router = rpc::client_router(&member).map_err(|error| Error::Metrics(error.into()))?;
     let max_streams = config.max_concurrent_streams;
     let serving = rpc::serve::serve(client_listener, router, max_streams, stop.clone());
     let known = knows_members(Arc::clone(&member));
     // From here on every client is told who the members are. One that joins hears it from the leader.
-    tasks.set.spawn(served("client port", async move {
+    tasks.set.spawn(served(CLIENT_PORT, async move {
         tokio::select! {
             () = known => serving.await,
             () = member_stop.cancelled() => {}
@@ -325,7 +353,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         "store member started"
     );
     let (data_dir, reason, tasks) = (config.data_dir, tasks.reason, tasks.set);
-    Ok(Running { client_addr, peer_addr, member, log, data_dir, stop, tasks, reason })
+    Ok(Running { client_addr, peer_addr, member, log, data_dir, stop, halt, tasks, reason })
 }
 
 struct Tasks {
@@ -608,17 +636,23 @@ async fn refuse_to_forget(
         let node = MemberNode { peer_urls: other.peer_urls.clone(), ..MemberNode::default() };
         let Some(mut peer) = member.network.peer(other.id, &node) else { continue };
         let request = IsKnownRequest { member_id: member.id };
-        asked.spawn(async move { tokio::time::timeout(ASK_PEER, peer.is_known(request)).await });
+        let url = other.peer_urls.join(",");
+        asked.spawn(
+            async move { (url, tokio::time::timeout(ASK_PEER, peer.is_known(request)).await) },
+        );
     }
     while let Some(answer) = asked.join_next().await {
         // Whoever cannot be reached does not know; at a first start nobody can.
-        let Ok(Ok(answer)) = answer else { continue };
+        let Ok((url, Ok(answer))) = answer else { continue };
+        let instead = replacement(config, settings);
         let remembered = match answer {
             Ok(response) => response.get_ref().known || (joins && response.get_ref().votes),
+            Err(status) if status.message() == ANOTHER_CLUSTER => {
+                return Err(Error::AnotherCluster { url, instead });
+            }
             Err(status) => removal::is_refusal(&status),
         };
         if remembered {
-            let instead = replacement(config, settings);
             return Err(Error::Forgotten { path: config.data_dir.clone(), instead });
         }
     }

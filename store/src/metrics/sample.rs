@@ -114,7 +114,7 @@ impl Sample {
             "server_id",
             &format!("{:x}", member.id),
         )?;
-        let leader = member.leadership.borrow().leader;
+        let leader = member.leader_in_contact();
         self.gauge(
             "etcd_server_has_leader",
             "Whether a leader is known: 1 or 0.",

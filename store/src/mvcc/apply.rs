@@ -11,7 +11,7 @@ use store_proto::etcdserverpb::{
     LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, PutRequest,
     PutResponse, ResponseHeader, TxnResponse, compare::CompareTarget, request_op::Request,
 };
-use store_proto::peer::{self, Alarm, AlarmChange, MemberAttributes, command::Op};
+use store_proto::peer::{self, Alarm, AlarmChange, MemberAttributes, alarm::Cause, command::Op};
 
 use super::lease::NO_LEASE;
 use super::pending::PendingEntry;
@@ -210,7 +210,14 @@ impl Shared {
                 Ok(Outcome::Publish)
             }
             Some(Op::Alarm(change)) => {
-                let alarm = self.state.write().alarms.change(change);
+                let mut state = self.state.write();
+                // Nobody would take back what a member finds that was removed meanwhile.
+                let is_void = change.raised
+                    && change.alarm.as_ref().is_some_and(|alarm| {
+                        alarm.cause() != Cause::Client && state.is_removed(alarm.member_id)
+                    });
+                let alarm = if is_void { None } else { state.alarms.change(change) };
+                drop(state);
                 entry.alarms.extend(
                     alarm.map(|alarm| AlarmChange { alarm: Some(alarm), raised: change.raised }),
                 );

@@ -4,6 +4,7 @@
 //! A stream that insists on one is ended when there has been none for a while, so that its client
 //! goes to another member instead of waiting for news that cannot come.
 
+use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -42,10 +43,8 @@ pub(super) async fn admit(
 ) -> Response {
     let needs_leader =
         request.headers().get(HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true");
-    let refused = if is_api(request.uri().path())
-        && member.is_learner()
-        && !FOR_LEARNERS.contains(&request.uri().path())
-    {
+    let path = today(request.uri().path());
+    let refused = if is_api(&path) && member.is_learner() && !FOR_LEARNERS.contains(&&*path) {
         Some(RequestError::NotForLearners)
     } else if needs_leader && member.leader_in_contact().is_none() {
         Some(RequestError::NoLeader)
@@ -71,6 +70,14 @@ pub(super) async fn admit(
         }
     };
     response.map(|body| Body::new(UntilCutOff { body, without_leader: Box::pin(without_leader) }))
+}
+
+/// The gateway's paths of a version before 3.4, as they are called now.
+fn today(path: &str) -> Cow<'_, str> {
+    match path.strip_prefix("/v3beta/") {
+        Some(rest) => Cow::Owned(format!("/v3/{rest}")),
+        None => Cow::Borrowed(path),
+    }
 }
 
 /// Not the health of the member, nor its version.

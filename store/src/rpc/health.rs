@@ -100,7 +100,7 @@ async fn unhealthy(
     if let Some(alarm) = alarms.iter().find(|alarm| !excluded.contains(alarm.as_str_name())) {
         return Some(format!("ALARM {}", alarm.as_str_name()));
     }
-    if !serializable && member.leadership.borrow().leader.is_none() {
+    if !serializable && member.leader_in_contact().is_none() {
         return Some("RAFT NO LEADER".to_owned());
     }
     let read = read(member, serializable).await;
