@@ -220,20 +220,16 @@ impl Running {
         self.member.resign().await;
         self.stop.cancel();
         let served = async {
-            // Writes and reads under way need all the rest for their answers.
             while let Some(ended) = self.tasks.join_next().await {
                 match ended {
-                    Ok(CLIENT_PORT) => break,
+                    Ok(CLIENT_PORT) => {
+                        // Up to here writes and reads under way needed all the rest for their answers.
+                        self.member.tasks.close();
+                        self.member.tasks.wait().await;
+                        self.halt.cancel();
+                    }
                     Ok(_) => {}
                     Err(error) => tracing::warn!(%error, "a task of the store ended badly"),
-                }
-            }
-            self.member.tasks.close();
-            self.member.tasks.wait().await;
-            self.halt.cancel();
-            while let Some(ended) = self.tasks.join_next().await {
-                if let Err(error) = ended {
-                    tracing::warn!(%error, "a task of the store ended badly");
                 }
             }
         };

@@ -157,9 +157,7 @@ impl Network {
             .max_encoding_message_size(PEER_MESSAGE_BYTES);
         Some(client)
     }
-}
 
-impl Network {
     fn failed(&self, status: &Status) -> RPCError<TypeConfig> {
         if removal::is_refusal(status) {
             self.shared.removed.cancel();
@@ -235,7 +233,7 @@ impl PeerNetwork {
     ) -> Result<T, RPCError<TypeConfig>> {
         let answer = match tokio::time::timeout(deadline, rpc).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.failed(&status)),
+            Ok(Err(status)) => Err(self.network.failed(&status)),
             Err(_) => Err(RPCError::Unreachable(Unreachable::from_string("no answer in time"))),
         };
         self.notice(answer.as_ref().err());
@@ -264,10 +262,6 @@ impl PeerNetwork {
         let vote =
             response?.vote.ok_or_else(|| broken("an answer to InstallSnapshot says nothing"))?;
         Ok(codec::vote_from_proto(&vote))
-    }
-
-    fn failed(&self, status: &Status) -> RPCError<TypeConfig> {
-        self.network.failed(status)
     }
 
     fn notice(&self, failure: Option<&RPCError<TypeConfig>>) {

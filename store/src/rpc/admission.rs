@@ -88,7 +88,8 @@ fn is_api(path: &str) -> bool {
         || path.starts_with("/v3/")
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+/// Whether a request or an answer with these headers is gRPC's.
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE);
     content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::{Request, StatusCode, header};
+use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use store_proto::etcdserverpb::auth_server::AuthServer as AuthService;
 use store_proto::etcdserverpb::cluster_server::ClusterServer as ClusterService;
@@ -118,8 +118,7 @@ pub(crate) fn peer_router(member: &Arc<Member>) -> Router {
 
 /// A gRPC client hears "unimplemented" in its own language, everybody else a 404.
 async fn unknown_path(request: Request<Body>) -> Response {
-    let content_type = request.headers().get(header::CONTENT_TYPE);
-    if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
+    if admission::is_grpc(request.headers()) {
         return tonic::Status::unimplemented("unknown service or method").into_http();
     }
     (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
