@@ -6,6 +6,7 @@ use k8s_openapi::Metadata;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +18,10 @@ use crate::{Cause, ObjectKey, Selector};
 const MAX_REPLICAS: i32 = 100_000;
 /// How long a pod's containers may take to stop when the pod does not say: Kubernetes' default.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
+/// The highest priority that people may give to a class; what is above is the system's.
+const MAX_USER_PRIORITY: i32 = 1_000_000_000;
+/// What the names of the classes begin with that are the system's.
+const SYSTEM_PRIORITY_PREFIX: &str = "system-";
 
 /// What is to be known of a kind without its Rust type.
 #[derive(Debug, PartialEq, Eq)]
@@ -116,8 +121,21 @@ pub static EVENT: Kind = Kind {
     has_generation: false,
 };
 
+/// The row of priority classes.
+pub static PRIORITY_CLASS: Kind = Kind {
+    group: "scheduling.k8s.io",
+    version: "v1",
+    kind: "PriorityClass",
+    plural: "priorityclasses",
+    singular: "priorityclass",
+    short_names: &["pc"],
+    namespaced: false,
+    has_status: false,
+    has_generation: false,
+};
+
 /// All kinds.
-pub static KINDS: [&Kind; 5] = [&POD, &REPLICA_SET, &NODE, &LEASE, &EVENT];
+pub static KINDS: [&Kind; 6] = [&POD, &REPLICA_SET, &NODE, &LEASE, &EVENT, &PRIORITY_CLASS];
 
 /// The kind with a plural, as in a path.
 pub fn kind_named(group: &str, plural: &str) -> Option<&'static Kind> {
@@ -383,6 +401,46 @@ impl Object for Event {
     fn validate(&self, _causes: &mut Vec<Cause>) {}
 }
 
+impl Object for PriorityClass {
+    fn kind() -> &'static Kind {
+        &PRIORITY_CLASS
+    }
+
+    fn take_status(&mut self, _from: &Self) {}
+
+    fn same_spec(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+
+    fn set_defaults(&mut self) {
+        self.preemption_policy.get_or_insert_with(|| "PreemptLowerPriority".to_owned());
+    }
+
+    fn validate(&self, causes: &mut Vec<Cause>) {
+        if self.name().starts_with(SYSTEM_PRIORITY_PREFIX) {
+            let rule = "must not begin with 'system-', which is for the classes that are built in";
+            check(causes, || "metadata.name".into(), Err(rule));
+        }
+        if self.value > MAX_USER_PRIORITY {
+            check(causes, || "value".into(), Err("must not be above 1000000000"));
+        }
+        let policy = self.preemption_policy.as_deref().unwrap_or("PreemptLowerPriority");
+        if !matches!(policy, "PreemptLowerPriority" | "Never") {
+            let rule = "must be PreemptLowerPriority or Never";
+            check(causes, || "preemptionPolicy".into(), Err(rule));
+        }
+    }
+
+    fn validate_change(&self, before: &Self, causes: &mut Vec<Cause>) {
+        if self.value != before.value {
+            check(causes, || "value".into(), Err("must not change"));
+        }
+        if self.preemption_policy != before.preemption_policy {
+            check(causes, || "preemptionPolicy".into(), Err("must not change"));
+        }
+    }
+}
+
 fn pod_spec_defaults(spec: &mut PodSpec) {
     spec.restart_policy.get_or_insert_with(|| "Always".to_owned());
     spec.termination_grace_period_seconds.get_or_insert(DEFAULT_GRACE_SECONDS);
@@ -456,6 +514,7 @@ mod tests {
         row::<Node>();
         row::<Lease>();
         row::<Event>();
+        row::<PriorityClass>();
         assert_eq!(kind_named("", "replicasets"), None);
     }
 
@@ -507,6 +566,31 @@ mod tests {
             spec[name] = Value::Null;
             assert_eq!(wrong::<Pod>(spec, &format!("/{name}"), value), [format!("spec.{name}")]);
         }
+    }
+
+    #[test]
+    fn priority_classes_that_break_a_rule() {
+        let class = |name: &str, value: i32, policy: Option<&str>| PriorityClass {
+            metadata: ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() },
+            value,
+            preemption_policy: policy.map(str::to_owned),
+            ..PriorityClass::default()
+        };
+        for (class, expected) in [
+            (class("high", 1_000_000_000, None), None),
+            (class("low", -5, Some("Never")), None),
+            (class("higher", 1_000_000_001, None), Some("value")),
+            (class("high", 1, Some("Sometimes")), Some("preemptionPolicy")),
+            (class("system-mine", 1, None), Some("metadata.name")),
+        ] {
+            let mut causes = Vec::new();
+            class.validate(&mut causes);
+            let fields: Vec<_> = causes.iter().map(|cause| cause.field.as_str()).collect();
+            assert_eq!(fields, expected.into_iter().collect::<Vec<_>>(), "{class:?}");
+        }
+        let mut causes = Vec::new();
+        class("high", 2, Some("Never")).validate_change(&class("high", 1, None), &mut causes);
+        assert_eq!(causes.len(), 2);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!   finalizers, the bind of a pod, raw watches. What every kind has in common is done here, once.
 //! - [`Informer`] and [`Cache`]: a local copy of a [`Scope`] that follows the store.
 //! - [`WorkQueue`]: keys to be worked on, each by one worker at a time, with delays and backoff.
-//! - [`validation`], [`annotations`], [`Selector`], [`Clock`], [`Error`].
+//! - [`validation`], [`annotations`], [`Selector`], [`Amount`], [`Clock`], [`Error`].
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -44,6 +44,7 @@ mod kinds;
 mod lifecycle;
 mod list;
 mod node_copies;
+mod quantity;
 mod queue;
 mod selector;
 mod swap;
@@ -56,8 +57,11 @@ pub use clock::Clock;
 pub use error::{Cause, Error, Invalid};
 pub use informer::Informer;
 pub use key::{ObjectKey, Scope};
-pub use kinds::{EVENT, KINDS, Kind, LEASE, NODE, Object, POD, REPLICA_SET, kind_named};
+pub use kinds::{
+    EVENT, KINDS, Kind, LEASE, NODE, Object, POD, PRIORITY_CLASS, REPLICA_SET, kind_named,
+};
 pub use list::{Continue, List, ListOptions};
+pub use quantity::{Amount, BadQuantity};
 pub use queue::{Backoff, Outcome, WorkItem, WorkQueue, run_workers};
 pub use selector::Selector;
 #[cfg(feature = "testing")]

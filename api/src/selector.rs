@@ -7,16 +7,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use crate::Cause;
 
 /// A label selector: `matchLabels` and `matchExpressions`, all of which must hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Selector(Vec<Requirement>);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Requirement {
     key: String,
     operator: Operator,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Operator {
     In(Vec<String>),
     NotIn(Vec<String>),
@@ -66,6 +66,18 @@ impl Selector {
     /// Whether the selector has no requirement and so matches everything.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// A label, key and value, without which nothing matches, if there is one: something to find
+    /// selectors by, for those who have many.
+    pub fn needed_label(&self) -> Option<(&str, &str)> {
+        self.0.iter().find_map(|requirement| match &requirement.operator {
+            Operator::In(values) => match values.as_slice() {
+                [value] => Some((requirement.key.as_str(), value.as_str())),
+                _ => None,
+            },
+            Operator::NotIn(_) | Operator::Exists | Operator::DoesNotExist => None,
+        })
     }
 
     /// Whether labels satisfy every requirement. As in Kubernetes, NotIn holds for a label that is
@@ -140,6 +152,18 @@ mod tests {
         assert!(selector.matches(Some(&labels(&[("app", "nginx"), ("tier", "web")]))));
         assert!(!selector.matches(Some(&labels(&[("app", "nginx")]))));
         assert!(!selector.matches(None));
+    }
+
+    #[test]
+    fn a_label_that_is_needed() {
+        for (selector, needed) in [
+            (expression("In", &["web"]), Some(("tier", "web"))),
+            (expression("In", &["web", "api"]), None),
+            (expression("NotIn", &["web"]), None),
+            (expression("Exists", &[]), None),
+        ] {
+            assert_eq!(Selector::new(&selector).unwrap().needed_label(), needed, "{selector:?}");
+        }
     }
 
     #[test]
