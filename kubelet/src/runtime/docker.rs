@@ -3,6 +3,8 @@
 //! The engine's own restart policy is never used: who starts a container again is the kubelet. The
 //! API version is agreed once, on connecting, so that engines back to API 1.41 serve.
 
+mod streams;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
@@ -25,8 +27,8 @@ use futures::stream::BoxStream;
 use jiff::Timestamp;
 
 use super::{
-    Container, ContainerSpec, ContainerState, EngineInfo, Event, Exit, Listed, Runtime,
-    RuntimeError, labels,
+    Container, ContainerSpec, ContainerState, EngineInfo, Event, ExecRequest, Execution, Exit,
+    Listed, LogRequest, Logs, Runtime, RuntimeError, labels,
 };
 
 /// For the first contact.
@@ -188,6 +190,14 @@ impl Runtime for DockerRuntime {
                 Err(_) => return Err(deadline("pull", PULL_STALL)),
             }
         }
+    }
+
+    async fn exec(&self, id: &str, request: &ExecRequest) -> Result<Execution, RuntimeError> {
+        streams::exec(&self.docker, id, request).await
+    }
+
+    async fn logs(&self, id: &str, request: &LogRequest) -> Result<Logs, RuntimeError> {
+        Ok(streams::logs(&self.docker, id, request))
     }
 
     async fn events(

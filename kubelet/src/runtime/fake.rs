@@ -7,6 +7,8 @@
 //! It lives as long as its process. A kubelet that is started again in the same process finds its
 //! containers; one in a new process finds none, as after a reboot of the machine.
 
+mod streams;
+
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -16,13 +18,15 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+pub use self::streams::ExecScript;
+use self::streams::{ExecScripts, Log};
 use super::{
-    Container, ContainerSpec, ContainerState, EngineInfo, Event, Exit, Listed, Runtime,
-    RuntimeError,
+    Container, ContainerSpec, ContainerState, EngineInfo, Event, ExecRequest, Execution, Exit,
+    Listed, LogRequest, Logs, Runtime, RuntimeError,
 };
 
 /// Events that a slow listener may fall behind; one that falls further looks at everything again.
@@ -48,6 +52,8 @@ pub struct FakeRuntime {
     info: EngineInfo,
     state: Mutex<State>,
     events: broadcast::Sender<(String, Event)>,
+    /// Counts what those who follow a log wait for: new entries, and containers that end.
+    changed: watch::Sender<u64>,
     /// The ends that containers are heading for; aborted with the engine.
     exits: Mutex<JoinSet<()>>,
     /// For the exits to reach the engine by, without keeping it alive.
@@ -59,8 +65,17 @@ struct State {
     containers: BTreeMap<String, Container>,
     images: HashSet<String>,
     scripts: BTreeMap<String, Script>,
+    execs: BTreeMap<String, ExecScripts>,
+    logs: BTreeMap<String, Log>,
     made: u64,
     down: bool,
+}
+
+impl State {
+    fn remove(&mut self, id: &str) -> Option<Container> {
+        self.logs.remove(id);
+        self.containers.remove(id)
+    }
 }
 
 impl FakeRuntime {
@@ -79,6 +94,7 @@ impl FakeRuntime {
             },
             state: Mutex::default(),
             events: broadcast::channel(EVENT_BACKLOG).0,
+            changed: watch::Sender::new(0),
             exits: Mutex::default(),
             own: own.clone(),
         })
@@ -99,7 +115,7 @@ impl FakeRuntime {
 
     /// Removes the container of that name behind the kubelet's back.
     pub fn lose(&self, name: &str) {
-        let lost = self.id_of(name).and_then(|id| self.state.lock().containers.remove(&id));
+        let lost = self.id_of(name).and_then(|id| self.state.lock().remove(&id));
         if let Some(lost) = lost {
             self.announce(&lost);
         }
@@ -126,6 +142,7 @@ impl FakeRuntime {
         let event = (identity.node.clone(), Event { pod: identity.pod.clone() });
         // Nobody listening is no error: whoever comes later lists first.
         let _ = self.events.send(event);
+        self.changed.send_modify(|changes| *changes = changes.wrapping_add(1));
     }
 
     fn finish(&self, id: &str, code: i32, now: Timestamp) {
@@ -283,7 +300,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
-        let removed = self.reachable()?.containers.remove(id);
+        let removed = self.reachable()?.remove(id);
         if let Some(removed) = removed {
             self.announce(&removed);
         }
@@ -303,6 +320,14 @@ impl Runtime for FakeRuntime {
                 Ok(())
             }
         }
+    }
+
+    async fn exec(&self, id: &str, request: &ExecRequest) -> Result<Execution, RuntimeError> {
+        self.begin_exec(id, request)
+    }
+
+    async fn logs(&self, id: &str, request: &LogRequest) -> Result<Logs, RuntimeError> {
+        self.begin_logs(id, request)
     }
 
     async fn events(
@@ -328,4 +353,33 @@ impl Runtime for FakeRuntime {
 
 fn no_such_container(id: &str) -> RuntimeError {
     RuntimeError::NotFound(format!("no such container: {id}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Identity;
+
+    /// A container of that image, for tests of this engine.
+    pub(super) fn spec(image: &str) -> ContainerSpec {
+        ContainerSpec {
+            name: format!("{image}-1"),
+            identity: Identity {
+                cluster: "c".into(),
+                node: "node-1".into(),
+                pod: ObjectKey::namespaced("default", "web-1"),
+                pod_uid: "u".into(),
+                container: "main".into(),
+                restart_count: 0,
+                crash_streak: 0,
+                grace_seconds: 30,
+            },
+            image: image.into(),
+            command: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            working_dir: None,
+            hostname: "web-1".into(),
+        }
+    }
 }

@@ -10,15 +10,23 @@
 //! that ignores its signal occupies nobody.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use api::ObjectKey;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 pub mod docker;
 pub mod fake;
 mod labels;
+mod streams;
+
+pub use streams::{
+    Captured, ExecRequest, Execution, Input, LogEntry, LogRequest, Logs, Output, OutputStream,
+    Process, RunOutcome, TerminalSize,
+};
 
 /// Whose container this is and which of its lives; kept in the container's labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,6 +232,30 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Fetches the image. May take minutes; fails when nothing moves for long.
     async fn pull(&self, image: &str) -> Result<(), RuntimeError>;
+
+    /// Starts a command in a running container. [`RuntimeError::Conflict`] if the container does not
+    /// run, [`RuntimeError::NotFound`] if there is none.
+    async fn exec(&self, id: &str, request: &ExecRequest) -> Result<Execution, RuntimeError>;
+
+    /// Runs a command in a container to its end, or kills it at the deadline. Of what it writes
+    /// the first `output_max_bytes` are kept.
+    async fn run(
+        &self,
+        id: &str,
+        command: &[String],
+        deadline: Duration,
+        output_max_bytes: usize,
+    ) -> Result<RunOutcome, RuntimeError> {
+        let deadline = Instant::now() + deadline;
+        let request = ExecRequest { command: command.to_vec(), ..ExecRequest::default() };
+        let execution = self.exec(id, &request).await?;
+        streams::wait(execution, deadline, output_max_bytes).await
+    }
+
+    /// Reads a container's log, also of one that ended, oldest entry first. The stream ends with
+    /// the log, or when it is followed, with the container. That there is no such container may
+    /// also be said by the stream.
+    async fn logs(&self, id: &str, request: &LogRequest) -> Result<Logs, RuntimeError>;
 
     /// What happens from now on to containers labelled with that node. The stream ends, or yields
     /// an error and ends, when the engine goes away.
