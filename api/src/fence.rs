@@ -8,8 +8,7 @@
 //! it gives. When its outcome is known but not that of every attempt, the fence is put up, and
 //! what is still under way comes to nothing. It is bound to a lease and goes by itself.
 
-use store_client::etcdserverpb::{Compare, LeaseGrantRequest, PutRequest, TxnRequest};
-use store_client::etcdserverpb::{RequestOp, request_op};
+use store_client::etcdserverpb::{Compare, LeaseGrantRequest, TxnRequest};
 use store_client::{Client, Error, request};
 
 /// What fences are kept under.
@@ -33,9 +32,7 @@ pub(crate) async fn put_up(client: &Client, uid: &str) -> Result<(), Error> {
 
 async fn try_put_up(client: &Client, uid: &str) -> Result<(), Error> {
     let lease = client.lease_grant(LeaseGrantRequest { ttl: FENCE_SECONDS, id: 0 }).await?.id;
-    let key = format!("{FENCES}/{uid}").into();
-    let put = PutRequest { key, lease, ..PutRequest::default() };
-    let put = RequestOp { request: Some(request_op::Request::RequestPut(put)) };
+    let put = request::put_with_lease_op(format!("{FENCES}/{uid}"), "", lease);
     client.txn_guarded(TxnRequest { success: vec![put], ..TxnRequest::default() }).await?;
     Ok(())
 }

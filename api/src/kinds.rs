@@ -398,7 +398,13 @@ impl Object for Event {
         true
     }
 
-    fn validate(&self, _causes: &mut Vec<Cause>) {}
+    fn validate(&self, causes: &mut Vec<Cause>) {
+        let about = self.involved_object.namespace.as_deref().unwrap_or_default();
+        if !about.is_empty() && about != self.namespace() {
+            let rule = "must be the event's own namespace";
+            check(causes, || "involvedObject.namespace".into(), Err(rule));
+        }
+    }
 }
 
 impl Object for PriorityClass {

@@ -4,6 +4,7 @@
 //! - [`Store`] and [`Api`]: get, list, create, compare-and-swap updates, deletion with grace and
 //!   finalizers, the bind of a pod, raw watches. What every kind has in common is done here, once.
 //! - [`Informer`] and [`Cache`]: a local copy of a [`Scope`] that follows the store.
+//! - [`EventRecorder`]: tells people what happens to objects.
 //! - [`WorkQueue`]: keys to be worked on, each by one worker at a time, with delays and backoff.
 //! - [`validation`], [`annotations`], [`Selector`], [`Amount`], [`Clock`], [`Error`].
 //!
@@ -37,6 +38,7 @@ mod binding;
 mod cache;
 mod clock;
 mod error;
+mod events;
 mod fence;
 mod informer;
 mod key;
@@ -55,6 +57,7 @@ pub use access::{Api, DeleteOptions, Deletion, Store};
 pub use cache::{Cache, Change, Notice, Subscription};
 pub use clock::Clock;
 pub use error::{Cause, Error, Invalid};
+pub use events::{EVENT_TTL, EventRecorder, EventWriter, Subject};
 pub use informer::Informer;
 pub use key::{ObjectKey, Scope};
 pub use kinds::{

@@ -93,7 +93,7 @@ pub(crate) fn set_revision<K: Object>(object: &mut K, revision: i64) {
 }
 
 /// The bytes of an object in the store: without its resourceVersion, which the key itself has.
-fn encode<K: Object>(object: &mut K) -> Result<Bytes, Error> {
+pub(crate) fn encode<K: Object>(object: &mut K) -> Result<Bytes, Error> {
     let version = object.metadata_mut().resource_version.take();
     let json = serde_json::to_vec(object);
     object.metadata_mut().resource_version = version;

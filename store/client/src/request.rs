@@ -49,6 +49,12 @@ pub fn put_op(key: impl Into<Bytes>, value: impl Into<Bytes>) -> RequestOp {
     RequestOp { request: Some(Request::RequestPut(put)) }
 }
 
+/// A put as an operation of a transaction, of a key that goes when the lease does.
+pub fn put_with_lease_op(key: impl Into<Bytes>, value: impl Into<Bytes>, lease: i64) -> RequestOp {
+    let put = PutRequest { key: key.into(), value: value.into(), lease, ..PutRequest::default() };
+    RequestOp { request: Some(Request::RequestPut(put)) }
+}
+
 /// The deletion of one key as an operation of a transaction.
 pub fn delete_op(key: impl Into<Bytes>) -> RequestOp {
     let delete = DeleteRangeRequest { key: key.into(), ..DeleteRangeRequest::default() };
