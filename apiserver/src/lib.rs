@@ -5,8 +5,8 @@
 //! any moment.
 //!
 //! # The flat API
-//! Pods, ReplicaSets and nodes of namespace `default`, in the flat form, under `/pods`,
-//! `/replicasets` and `/nodes`; any Content-Type is taken as JSON.
+//! Pods, ReplicaSets, nodes and events of namespace `default`, in the flat form, under `/pods`,
+//! `/replicasets`, `/nodes` and `/events`; any Content-Type is taken as JSON.
 //!
 //! | Request | Answer |
 //! | --- | --- |
@@ -17,6 +17,8 @@
 //! | `GET /pods/{name}` | 200 and the object |
 //! | `PUT /pods/{name}` | 200 and the object as replaced, 201 when it was not there |
 //! | `DELETE /pods/{name}` | 204; its containers follow |
+//! | `GET /events` | 200: what happened, the latest last; with `?watch=true` what happens from now on |
+//! | `GET /events?pod=NAME` | the same of one pod; likewise `replicaset` and `node` |
 //! | `GET /healthz` | 200 `{"status":"ok"}` when the store answers |
 //! | `GET /version` | 200 `{"version":"…"}` |
 //!
@@ -24,7 +26,7 @@
 //! GET gave is good for a PUT, and fields that only the system sets are ignored. On a pod that
 //! exists a PUT may change the labels: its container was made of the rest. On a ReplicaSet it may
 //! change all but the selector. Nodes come from their kubelets: they can be read and deleted, not
-//! written.
+//! written. Events can be listed and watched.
 //!
 //! A line of a watch is `{"type":"ADDED","object":{…},"resourceVersion":"123"}`, its type `ADDED`,
 //! `MODIFIED` or `DELETED` (with the object as it was last). A watch that broke continues without a
@@ -64,7 +66,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::flat::{Nodes, Pods, ReplicaSets};
+use crate::flat::{Events, Nodes, Pods, ReplicaSets};
 use crate::problem::Problem;
 
 /// How long requests get to finish when the server is asked to stop.
@@ -120,6 +122,7 @@ fn router(app: App) -> Router {
         )
         .route("/nodes", get(objects::list::<Nodes>))
         .route("/nodes/{name}", get(objects::read::<Nodes>).delete(objects::delete::<Nodes>))
+        .route("/events", get(objects::list::<Events>))
         .route("/healthz", get(health::healthz))
         .route("/version", get(health::version))
         .fallback(async |request: Request| Problem::unknown_path(request.uri().path()))

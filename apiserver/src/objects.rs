@@ -10,7 +10,7 @@ use k8s_openapi::Metadata;
 use crate::App;
 use crate::flat::{Flat, FlatWrite};
 use crate::problem::Problem;
-use crate::request::{ListQuery, PathName, WholeBody};
+use crate::request::{ListQueryFor, PathName, WholeBody};
 use crate::watch::{self, RESOURCE_VERSION};
 
 /// The namespace that the flat API shows.
@@ -49,17 +49,19 @@ fn shown<F: Flat>(status: StatusCode, object: &F::Object) -> Response {
 /// `GET /pods`: the list, or with `watch=true` the stream of changes.
 pub(crate) async fn list<F: Flat>(
     State(app): State<App>,
-    query: ListQuery,
+    ListQueryFor(query, _): ListQueryFor<F>,
 ) -> Result<Response, Problem> {
     let api = access::<F>(&app);
     if query.watch {
-        return watch::stream::<F>(&app, &api, query.resource_version).await;
+        return watch::stream::<F>(&app, &api, query).await;
     }
     let (forms, revision) = app
         .within(async {
             let list = api.list(&scope::<F>()).await?;
-            let mut forms: Vec<F::Form> = list.items.iter().map(F::form).collect();
+            let wanted = list.items.iter().filter(|object| query.wants::<F>(object));
+            let mut forms: Vec<F::Form> = wanted.map(F::form).collect();
             F::complete(&app.store, &mut forms).await?;
+            F::arrange(&mut forms);
             Ok((forms, list.revision))
         })
         .await?;

@@ -1,5 +1,7 @@
 //! What a request says, read with limits: its body, the name in its path, its query.
 
+use std::marker::PhantomData;
+
 use api::Cause;
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
@@ -9,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-use crate::flat::cause;
+use crate::flat::{Filter, Flat, cause};
 use crate::problem::Problem;
 use crate::{App, Limits};
 
@@ -75,20 +77,30 @@ pub(crate) struct ListQuery {
     pub(crate) watch: bool,
     /// Watch what changed after this revision; none: from now on.
     pub(crate) resource_version: Option<i64>,
+    /// Only the objects that all of these ask for.
+    filters: Vec<Filter>,
 }
 
-impl<S: Sync> FromRequestParts<S> for ListQuery {
+/// What the query of a list of a kind asks for.
+pub(crate) struct ListQueryFor<F>(pub(crate) ListQuery, pub(crate) PhantomData<F>);
+
+impl<S: Sync, F: Flat> FromRequestParts<S> for ListQueryFor<F> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
             .map_err(|rejection| cause("", format!("the query: {}", rejection.body_text())))?;
-        Ok(Self::from_pairs(&pairs)?)
+        Ok(Self(ListQuery::from_pairs(&pairs, F::FILTERS)?, PhantomData))
     }
 }
 
 impl ListQuery {
-    fn from_pairs(pairs: &[(String, String)]) -> Result<Self, Cause> {
+    /// Whether an object is among those asked for.
+    pub(crate) fn wants<F: Flat>(&self, object: &F::Object) -> bool {
+        self.filters.iter().all(|filter| F::is_wanted(object, filter))
+    }
+
+    fn from_pairs(pairs: &[(String, String)], filters: &[&'static str]) -> Result<Self, Cause> {
         let mut query = Self::default();
         for (key, value) in pairs {
             match (key.as_str(), value.as_str()) {
@@ -109,11 +121,16 @@ impl ListQuery {
                         )
                     })?);
                 }
-                (unknown, _) => {
-                    return Err(cause(
-                        unknown,
-                        "is not a query parameter here; there are watch and resourceVersion",
-                    ));
+                (key, _) => {
+                    let Some(by) = filters.iter().find(|filter| **filter == key) else {
+                        let there_are = [&["watch", "resourceVersion"], filters].concat();
+                        let there_are = there_are.join(", ");
+                        return Err(cause(
+                            key,
+                            format!("is not a query parameter here; there are {there_are}"),
+                        ));
+                    };
+                    query.filters.push(Filter { by, value: value.clone() });
                 }
             }
         }
@@ -134,12 +151,15 @@ mod tests {
     fn query(text: &str) -> Result<ListQuery, String> {
         let uri = format!("/pods?{text}").parse().unwrap();
         let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&uri).unwrap();
-        ListQuery::from_pairs(&pairs).map_err(|invalid| invalid.field)
+        ListQuery::from_pairs(&pairs, &["pod"]).map_err(|invalid| invalid.field)
     }
 
     #[test]
     fn queries() {
-        let watch = |resource_version| Ok(ListQuery { watch: true, resource_version });
+        let watch =
+            |resource_version| Ok(ListQuery { watch: true, resource_version, filters: Vec::new() });
+        let of_pod = Filter { by: "pod", value: "web-1".to_owned() };
+        let filtered = ListQuery { filters: vec![of_pod], ..ListQuery::default() };
         for (text, expected) in [
             ("", Ok(ListQuery::default())),
             ("watch=false", Ok(ListQuery::default())),
@@ -149,6 +169,8 @@ mod tests {
             ("resourceVersion=7&watch=1", watch(Some(7))),
             ("watch=true&resourceVersion=0", watch(None)),
             ("watch=true&resourceVersion=", watch(None)),
+            ("pod=web-1", Ok(filtered)),
+            ("node=web-1", Err("node".to_owned())),
             ("watch=yes", Err("watch".to_owned())),
             ("wacth=true", Err("wacth".to_owned())),
             ("resourceVersion=7", Err("resourceVersion".to_owned())),

@@ -21,6 +21,7 @@ use crate::App;
 use crate::flat::Flat;
 use crate::objects::scope;
 use crate::problem::{self, Problem};
+use crate::request::ListQuery;
 
 /// The response header with the revision that a list was read at, or a watch begins after.
 pub(crate) const RESOURCE_VERSION: &str = "x-resource-version";
@@ -48,17 +49,17 @@ struct ErrorLine {
 pub(crate) async fn stream<F: Flat>(
     app: &App,
     api: &Api<F::Object>,
-    after_revision: Option<i64>,
+    query: ListQuery,
 ) -> Result<Response, Problem> {
     let (watch, revision) = app
         .within(async {
-            Ok(match after_revision {
+            Ok(match query.resource_version {
                 Some(revision) => (begin_after::<F>(api, revision).await?, revision),
                 None => begin_now::<F>(api).await?,
             })
         })
         .await?;
-    let lines = Lines::<F> { watch: Some(watch), stop: app.stop.clone() };
+    let lines = Lines::<F> { watch: Some(watch), query, stop: app.stop.clone() };
     let body = stream::unfold(lines, |mut lines| async move {
         let chunk = lines.next().await?;
         Some((Ok::<_, Infallible>(chunk), lines))
@@ -98,6 +99,7 @@ async fn begin_after<F: Flat>(
 struct Lines<F: Flat> {
     /// None once the watch has ended.
     watch: Option<WatchStream<F::Object>>,
+    query: ListQuery,
     stop: CancellationToken,
 }
 
@@ -111,8 +113,12 @@ impl<F: Flat> Lines<F> {
                 () = self.stop.cancelled() => return None,
             };
             match batch {
-                Ok(batch) if batch.events.is_empty() => {}
-                Ok(batch) => return Some(lines::<F>(&batch.events)),
+                Ok(mut batch) => {
+                    batch.events.retain(|event| self.query.wants::<F>(event.object()));
+                    if !batch.events.is_empty() {
+                        return Some(lines::<F>(&batch.events));
+                    }
+                }
                 Err(error) => {
                     self.watch = None;
                     return Some(error_line(error));

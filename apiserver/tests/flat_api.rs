@@ -9,7 +9,7 @@ use fixture::{Etcd, PATIENCE, Server, free_ports};
 use hyper::StatusCode;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -199,6 +199,55 @@ async fn nodes_can_be_read_and_deleted_only() {
     }
     assert_eq!(server.send("DELETE", "/nodes/node-1", "").await.status, StatusCode::NO_CONTENT);
     assert_eq!(server.get("/nodes").await.text, "[]");
+}
+
+#[tokio::test]
+async fn events_can_be_listed_watched_and_narrowed_down() {
+    let Some(etcd) = Etcd::start() else { return };
+    let server = Server::on(&etcd, &[]).await;
+    let events = etcd.store().api::<Event>();
+    let tell = async |number: u8, kind: &str, name: &str| {
+        let event = events.create(object(json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": format!("{name}.{number}"), "namespace": "default"},
+            "involvedObject": {"kind": kind, "name": name},
+            "type": "Normal",
+            "reason": "Told",
+            "message": "something happened",
+            "count": number,
+            "lastTimestamp": format!("2026-01-02T03:04:0{number}Z"),
+        })));
+        event.await.unwrap();
+    };
+    tell(3, "Pod", "a").await;
+    tell(2, "Node", "a").await;
+    tell(1, "Pod", "b").await;
+    let shown = |number: u8, object: &str| {
+        json!({
+            "time": format!("2026-01-02T03:04:0{number}Z"),
+            "type": "Normal",
+            "reason": "Told",
+            "object": object,
+            "message": "something happened",
+            "count": number,
+        })
+    };
+    let all = json!([shown(1, "pod/b"), shown(2, "node/a"), shown(3, "pod/a")]);
+    assert_eq!(server.get("/events").await.json(), all);
+    assert_eq!(server.get("/events?pod=a").await.json(), json!([shown(3, "pod/a")]));
+    assert_eq!(server.get("/events?node=a").await.json(), json!([shown(2, "node/a")]));
+    assert_eq!(server.get("/events?replicaset=a").await.text, "[]");
+    assert_eq!(server.get("/events?image=a").await.error().1, "image");
+    assert_eq!(server.get("/pods?pod=a").await.error().1, "pod");
+
+    let mut watch = server.watch("/events", "&pod=c").await;
+    tell(4, "Pod", "d").await;
+    tell(5, "Pod", "c").await;
+    let line = watch.next().await.unwrap();
+    assert_eq!((&line["type"], &line["object"]), (&json!("ADDED"), &shown(5, "pod/c")));
+    let refused = server.send("POST", "/events", "{}").await;
+    assert_eq!(refused.status, StatusCode::METHOD_NOT_ALLOWED);
 }
 
 #[tokio::test]

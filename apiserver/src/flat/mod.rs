@@ -1,4 +1,4 @@
-//! The flat forms: the short JSON of a pod, a ReplicaSet and a node, for people with curl.
+//! The flat forms: the short JSON of a pod, a ReplicaSet, a node and an event, for people with curl.
 //!
 //! What is stored are Kubernetes objects; a flat form is a view of one, and says less. The rules:
 //!
@@ -21,11 +21,13 @@
 
 mod body;
 mod container;
+mod event;
 mod node;
 mod pod;
 mod replicaset;
 mod rules;
 
+pub(crate) use event::Events;
 pub(crate) use node::Nodes;
 pub(crate) use pod::Pods;
 pub(crate) use replicaset::ReplicaSets;
@@ -36,6 +38,15 @@ use std::future::Future;
 use api::{Cause, Error, Store};
 use serde::Serialize;
 
+/// What a list or a watch is narrowed down to: `?pod=web-1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Filter {
+    /// The parameter.
+    pub(crate) by: &'static str,
+    /// Its value.
+    pub(crate) value: String,
+}
+
 /// A kind of object as the flat API shows it.
 pub(crate) trait Flat: Send + Sync + 'static {
     /// The stored Kubernetes object.
@@ -43,8 +54,19 @@ pub(crate) trait Flat: Send + Sync + 'static {
     /// What a client reads.
     type Form: Serialize + Send;
 
+    /// The query parameters by which lists and watches can be narrowed down.
+    const FILTERS: &'static [&'static str] = &[];
+
     /// The flat form of `object`.
     fn form(object: &Self::Object) -> Self::Form;
+
+    /// Whether an object is among those that a filter, one of [`Self::FILTERS`], asks for.
+    fn is_wanted(_object: &Self::Object, _filter: &Filter) -> bool {
+        true
+    }
+
+    /// Orders the forms of a list, which come by their names.
+    fn arrange(_forms: &mut [Self::Form]) {}
 
     /// Adds to forms that are about to be shown what other objects know about them.
     fn complete(
