@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::lifecycle::{self, Step};
 use crate::swap::{Swap, decode, set_revision};
+use crate::taints::DefaultTolerations;
 use crate::{Clock, Error, Object, ObjectKey, Scope, WatchStream};
 
 /// Random characters after a `generateName`, and how often another draw is made when the name is
@@ -22,12 +23,19 @@ const MODIFY_TRIES: usize = 64;
 pub struct Store {
     client: Client,
     clock: Clock,
+    tolerations: DefaultTolerations,
 }
 
 impl Store {
     /// Objects in the store that a client talks to, stamped with the time of a clock.
     pub fn new(client: Client, clock: Clock) -> Self {
-        Self { client, clock }
+        Self { client, clock, tolerations: DefaultTolerations::default() }
+    }
+
+    /// The same store, whose new pods tolerate nodes in trouble for another time.
+    #[must_use]
+    pub fn with_tolerations(self, tolerations: DefaultTolerations) -> Self {
+        Self { tolerations, ..self }
     }
 
     /// Access to the objects of one kind.
@@ -128,7 +136,8 @@ impl<K: Object> Api<K> {
 
     async fn create_named(&self, object: K) -> Result<K, Error> {
         let uid = Uuid::new_v4().to_string();
-        let mut object = lifecycle::create(object, uid, self.store.clock.now())?;
+        let now = self.store.clock.now();
+        let mut object = lifecycle::create(object, uid, now, self.store.tolerations)?;
         let key = object.key();
         match self.swap(&key, None, Some(&mut object)).await? {
             Swap::Done(revision) => {

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::taints::DefaultTolerations;
 use crate::validation::{self, check};
 use crate::{Cause, ObjectKey, Selector};
 
@@ -163,8 +164,9 @@ pub trait Object:
     /// Whether the specs are equal, so that an update leaves `metadata.generation` as it is.
     fn same_spec(&self, other: &Self) -> bool;
 
-    /// Takes away what a new object cannot have yet, such as a status that nobody observed.
-    fn make_new(&mut self) {}
+    /// Takes away what a new object cannot have yet, such as a status that nobody observed, and
+    /// gives it what only new ones are given.
+    fn make_new(&mut self, _tolerations: DefaultTolerations) {}
 
     /// Fills in what was left out and has a default.
     fn set_defaults(&mut self) {}
@@ -237,9 +239,12 @@ impl Object for Pod {
         self.spec == other.spec
     }
 
-    fn make_new(&mut self) {
+    fn make_new(&mut self, tolerations: DefaultTolerations) {
         let phase = Some("Pending".to_owned());
         self.status = Some(PodStatus { phase, ..PodStatus::default() });
+        if let Some(spec) = &mut self.spec {
+            tolerations.add_to(spec);
+        }
     }
 
     fn set_defaults(&mut self) {
@@ -288,7 +293,7 @@ impl Object for ReplicaSet {
         self.spec == other.spec
     }
 
-    fn make_new(&mut self) {
+    fn make_new(&mut self, _tolerations: DefaultTolerations) {
         self.status = Some(ReplicaSetStatus::default());
     }
 

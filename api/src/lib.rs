@@ -6,7 +6,7 @@
 //! - [`Informer`] and [`Cache`]: a local copy of a [`Scope`] that follows the store.
 //! - [`EventRecorder`]: tells people what happens to objects.
 //! - [`WorkQueue`]: keys to be worked on, each by one worker at a time, with delays and backoff.
-//! - [`validation`], [`annotations`], [`Selector`], [`Amount`], [`Clock`], [`Error`].
+//! - [`validation`], [`annotations`], [`taints`], [`Selector`], [`Amount`], [`Clock`], [`Error`].
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,6 +37,7 @@ pub mod annotations;
 mod binding;
 mod cache;
 mod clock;
+mod duration;
 mod error;
 mod events;
 mod fence;
@@ -50,12 +51,14 @@ mod quantity;
 mod queue;
 mod selector;
 mod swap;
+pub mod taints;
 pub mod validation;
 mod watch;
 
 pub use access::{Api, DeleteOptions, Deletion, Store};
 pub use cache::{Cache, Change, Notice, Subscription};
 pub use clock::Clock;
+pub use duration::positive_duration;
 pub use error::{Cause, Error, Invalid};
 pub use events::{EVENT_TTL, EventRecorder, EventWriter, Subject};
 pub use informer::Informer;

@@ -8,6 +8,7 @@
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::taints::DefaultTolerations;
 use crate::validation::{self, check};
 use crate::{DeleteOptions, Error, Invalid, Object};
 
@@ -28,7 +29,12 @@ fn stamp(now: Timestamp) -> Time {
 }
 
 /// An object as it is created, out of what a client sent.
-pub(crate) fn create<K: Object>(mut object: K, uid: String, now: Timestamp) -> Result<K, Invalid> {
+pub(crate) fn create<K: Object>(
+    mut object: K,
+    uid: String,
+    now: Timestamp,
+    tolerations: DefaultTolerations,
+) -> Result<K, Invalid> {
     let metadata = object.metadata_mut();
     metadata.uid = Some(uid);
     metadata.creation_timestamp = Some(stamp(now));
@@ -36,7 +42,7 @@ pub(crate) fn create<K: Object>(mut object: K, uid: String, now: Timestamp) -> R
     metadata.resource_version = None;
     metadata.deletion_timestamp = None;
     metadata.deletion_grace_period_seconds = None;
-    object.make_new();
+    object.make_new(tolerations);
     object.set_defaults();
     validate(&object, None)?;
     Ok(object)
@@ -192,7 +198,7 @@ mod tests {
 
     /// A pod as it is in the store.
     fn stored(change: impl FnOnce(&mut Pod)) -> Pod {
-        let mut pod = create(pod(), "uid-1".into(), now()).unwrap();
+        let mut pod = create(pod(), "uid-1".into(), now(), DefaultTolerations::default()).unwrap();
         pod.metadata.resource_version = Some("7".into());
         change(&mut pod);
         pod
@@ -220,7 +226,7 @@ mod tests {
         sent.metadata.uid = Some("mine".into());
         sent.metadata.generation = Some(9);
         sent.metadata.deletion_timestamp = Some(Time(now()));
-        let created = create(sent, "uid-1".into(), now()).unwrap();
+        let created = create(sent, "uid-1".into(), now(), DefaultTolerations::default()).unwrap();
         assert_eq!(created.uid(), "uid-1");
         assert_eq!(created.metadata.generation, Some(1));
         assert_eq!(created.metadata.resource_version, None);
@@ -231,7 +237,8 @@ mod tests {
         assert_eq!(created.status.unwrap().phase.as_deref(), Some("Pending"));
 
         let event = Event { metadata: pod().metadata, ..Event::default() };
-        assert_eq!(create(event, "uid-2".into(), now()).unwrap().metadata.generation, None);
+        let created = create(event, "uid-2".into(), now(), DefaultTolerations::default());
+        assert_eq!(created.unwrap().metadata.generation, None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use api::Endpoints;
+use api::taints::DefaultTolerations;
 use clap::Args;
 use tokio::task::JoinError;
 
@@ -26,6 +27,15 @@ pub struct Config {
     /// for as long as their client wants.
     #[arg(long, default_value_t = 10_000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
     pub request_timeout_ms: u64,
+
+    /// How long new pods stay on a node that is not ready, in seconds, unless they say so
+    /// themselves. Kubernetes: 300.
+    #[arg(long, default_value_t = DefaultTolerations::SECONDS, value_name = "SECONDS")]
+    pub default_not_ready_toleration_seconds: u32,
+
+    /// The same for a node that is not heard of.
+    #[arg(long, default_value_t = DefaultTolerations::SECONDS, value_name = "SECONDS")]
+    pub default_unreachable_toleration_seconds: u32,
 }
 
 /// Why the API server could not start, or ended.

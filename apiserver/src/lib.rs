@@ -57,6 +57,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use api::taints::DefaultTolerations;
 use axum::Router;
 use axum::extract::Request;
 use axum::routing::get;
@@ -155,7 +156,11 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let addr =
         listener.local_addr().map_err(|source| Error::Listen { address: config.listen, source })?;
     let client = api::Client::new(api::ClientConfig::for_endpoints(config.store.clone()))?;
-    let store = api::Store::new(client, api::Clock::system());
+    let tolerations = DefaultTolerations {
+        not_ready_seconds: config.default_not_ready_toleration_seconds,
+        unreachable_seconds: config.default_unreachable_toleration_seconds,
+    };
+    let store = api::Store::new(client, api::Clock::system()).with_tolerations(tolerations);
     let stop = CancellationToken::new();
     let app = App { store, limits, stop: stop.clone() };
     let mut tasks = JoinSet::new();

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use api::Endpoints;
+use api::taints::DefaultTolerations;
 use clap::Args;
 use tokio::task::JoinError;
 
@@ -16,12 +17,25 @@ pub struct Config {
 
     /// How long a node may be silent before it counts as NotReady, as in 15s or 1m30s. Kubelets
     /// send a heartbeat every 5 s.
-    #[arg(long, default_value = "15s", value_name = "DURATION", value_parser = duration)]
+    #[arg(long, default_value = "15s", value_name = "DURATION", value_parser = api::positive_duration)]
     pub node_monitor_grace_period: Duration,
 
     /// How many ReplicaSets are worked on at the same time.
     #[arg(long, default_value = "5", value_name = "N")]
     pub concurrent_replicaset_syncs: NonZeroUsize,
+
+    /// How long events are kept.
+    #[arg(long, default_value = "1h", value_name = "DURATION", value_parser = api::positive_duration)]
+    pub event_ttl: Duration,
+
+    /// How long new pods stay on a node that is not ready, in seconds, unless they say so
+    /// themselves. Kubernetes: 300.
+    #[arg(long, default_value_t = DefaultTolerations::SECONDS, value_name = "SECONDS")]
+    pub default_not_ready_toleration_seconds: u32,
+
+    /// The same for a node that is not heard of.
+    #[arg(long, default_value_t = DefaultTolerations::SECONDS, value_name = "SECONDS")]
+    pub default_unreachable_toleration_seconds: u32,
 }
 
 /// Why the controllers could not start, or ended.
@@ -34,28 +48,4 @@ pub enum Error {
     /// One of them ended though nobody asked it to.
     #[error("a controller ended by itself")]
     Ended(#[source] Option<JoinError>),
-}
-
-/// Reads a duration above zero, such as `15s`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let duration = text.parse::<jiff::SignedDuration>().map_err(|error| error.to_string())?;
-    match Duration::try_from(duration) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err("must be above zero, as in 15s".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_have_units_and_are_above_zero() {
-        assert_eq!(duration("15s"), Ok(Duration::from_secs(15)));
-        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        for wrong in ["", "15", "0s", "-3s", "soon"] {
-            assert!(duration(wrong).is_err(), "{wrong:?}");
-        }
-    }
 }
