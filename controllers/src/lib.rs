@@ -26,7 +26,8 @@ pub use config::{Config, Error};
 
 use std::time::Duration;
 
-use api::{Client, ClientConfig, Clock, Informer, Scope, Store};
+use api::taints::DefaultTolerations;
+use api::{Client, ClientConfig, Clock, EventRecorder, Informer, Scope, Store};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::task::JoinSet;
@@ -46,6 +47,9 @@ pub struct Running {
     controllers: JoinSet<()>,
     /// Aborted when the controllers have ended, which cannot end well without them.
     informers: JoinSet<()>,
+    /// Cancelled when the controllers have ended, so that their last events are written, too.
+    written: CancellationToken,
+    event_writers: JoinSet<()>,
 }
 
 /// Starts the controllers. The store need not be there yet.
@@ -54,7 +58,11 @@ pub struct Running {
 /// The configuration cannot be used.
 pub async fn start(config: Config) -> Result<Running, Error> {
     let client = Client::new(ClientConfig::for_endpoints(config.store.clone()))?;
-    let store = Store::new(client, Clock::system());
+    let store = Store::new(client, Clock::system()).with_tolerations(DefaultTolerations {
+        not_ready_seconds: config.default_not_ready_toleration_seconds,
+        unreachable_seconds: config.default_unreachable_toleration_seconds,
+    });
+    let (events, event_writer) = EventRecorder::new(&store, "controllers", config.event_ttl);
     let mut informers = JoinSet::new();
     let sets = Informer::new(store.api(), Scope::All);
     let pods = Informer::new(store.api(), Scope::All);
@@ -71,6 +79,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         &store,
         set_cache.clone(),
         pod_cache.clone(),
+        events.as_component("replicaset-controller"),
         StdRng::from_os_rng(),
     );
     let garbage =
@@ -88,8 +97,11 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     controllers.spawn(garbage.run(GARBAGE_WORKERS, stop.clone()));
     controllers.spawn(scheduler.run(SCHEDULER_WORKERS, stop.clone()));
     controllers.spawn(node_lifecycle.run(NODE_WORKERS, stop.clone()));
+    let written = CancellationToken::new();
+    let mut event_writers = JoinSet::new();
+    event_writers.spawn(event_writer.run(written.clone()));
     tracing::info!(store = %config.store, "controllers: running");
-    Ok(Running { stop, controllers, informers })
+    Ok(Running { stop, controllers, informers, written, event_writers })
 }
 
 impl Running {
@@ -98,6 +110,7 @@ impl Running {
         let ended = tokio::select! {
             ended = self.controllers.join_next() => ended,
             ended = self.informers.join_next() => ended,
+            ended = self.event_writers.join_next() => ended,
         };
         Error::Ended(ended.and_then(Result::err))
     }
@@ -106,11 +119,16 @@ impl Running {
     /// takes longer is cut off, which does no harm.
     pub async fn shutdown(mut self, deadline: Duration) {
         self.stop.cancel();
-        let drained = async { while self.controllers.join_next().await.is_some() {} };
+        let drained = async {
+            while self.controllers.join_next().await.is_some() {}
+            self.written.cancel();
+            while self.event_writers.join_next().await.is_some() {}
+        };
         if tokio::time::timeout(deadline, drained).await.is_err() {
             tracing::warn!("controllers: work was cut off at the deadline");
         }
         self.controllers.shutdown().await;
         self.informers.shutdown().await;
+        self.event_writers.shutdown().await;
     }
 }

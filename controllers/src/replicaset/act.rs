@@ -12,6 +12,7 @@ use super::expectations::Write;
 use super::plan::{Plan, Scale};
 use super::template::{controller_reference, new_pod};
 use super::{Controller, selects};
+use crate::reconcile::Chain;
 
 /// Writes for one set that are under way at the same time.
 const WRITES_IN_FLIGHT: usize = 32;
@@ -118,6 +119,7 @@ impl Controller {
             Write::Create(pod) => self.create(set, pod, attempt).await,
             Write::Delete(pod) => self.delete(pod).await,
         };
+        self.tell(set, &write, &result);
         let mut expectations = self.expectations.lock();
         let now = Instant::now();
         match result {
@@ -135,6 +137,27 @@ impl Controller {
             }
         }
         Ok(())
+    }
+
+    /// Tells the set's readers what became of a write.
+    fn tell(&self, set: &ReplicaSet, write: &Write, result: &Result<Option<i64>, Error>) {
+        let events = &self.events;
+        match (write, result) {
+            (Write::Create(pod), Ok(Some(_))) => {
+                events.normal(set, "SuccessfulCreate", format!("Created pod: {}", pod.name()));
+            }
+            (Write::Delete(pod), Ok(Some(_))) => {
+                events.normal(set, "SuccessfulDelete", format!("Deleted pod: {}", pod.name()));
+            }
+            (_, Ok(None)) => {}
+            (Write::Create(_), Err(error)) => {
+                events.warning(set, "FailedCreate", format!("Error creating: {}", Chain(error)));
+            }
+            (Write::Delete(pod), Err(error)) => {
+                let (pod, cause) = (pod.name(), Chain(error));
+                events.warning(set, "FailedDelete", format!("Error deleting {pod}: {cause}"));
+            }
+        }
     }
 
     /// Creates a pod and returns the revision at which it is there; none when it is not, and was

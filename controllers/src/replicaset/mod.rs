@@ -16,7 +16,8 @@ mod template;
 use std::sync::Arc;
 
 use api::{
-    Api, Cache, Change, Error, Notice, Object, ObjectKey, Outcome, Selector, Store, WorkQueue,
+    Api, Cache, Change, Error, EventRecorder, Notice, Object, ObjectKey, Outcome, Selector, Store,
+    WorkQueue,
 };
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::Pod;
@@ -38,6 +39,7 @@ pub(crate) struct Controller {
     pod_cache: Cache<Pod>,
     queue: WorkQueue<ObjectKey>,
     expectations: Mutex<Expectations>,
+    events: EventRecorder,
     random: Mutex<StdRng>,
 }
 
@@ -46,6 +48,7 @@ impl Controller {
         store: &Store,
         set_cache: Cache<ReplicaSet>,
         pod_cache: Cache<Pod>,
+        events: EventRecorder,
         random: StdRng,
     ) -> Self {
         Self {
@@ -55,6 +58,7 @@ impl Controller {
             pod_cache,
             queue: WorkQueue::new(reconcile::BACKOFF),
             expectations: Mutex::default(),
+            events,
             random: Mutex::new(random),
         }
     }
