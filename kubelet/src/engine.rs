@@ -61,6 +61,7 @@ pub(crate) async fn scan(pods: Arc<Pods>, stop: CancellationToken) {
     let mut foreign_before = 0;
     let mut scans_left = SCANS_PER_RESYNC;
     let mut down = false;
+    let mut swept = false;
     loop {
         if stop.run_until_cancelled(ticks.tick()).await.is_none() {
             return;
@@ -91,6 +92,13 @@ pub(crate) async fn scan(pods: Arc<Pods>, stop: CancellationToken) {
         changed(&seen, &now).for_each(|key| pods.wake(key.clone()));
         seen = now;
         scans_left -= 1;
+        if !swept || scans_left == 0 {
+            let sweep = stop.run_until_cancelled(pods.sweep_volumes()).await;
+            if let Some(Err(error)) = &sweep {
+                tracing::debug!(error = %Chain(error), "volumes cannot be removed");
+            }
+            swept = matches!(sweep, Some(Ok(())));
+        }
         if scans_left == 0 || std::mem::take(&mut down) {
             scans_left = SCANS_PER_RESYNC;
             pods.wake_all();

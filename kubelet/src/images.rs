@@ -34,8 +34,8 @@ pub(crate) struct Puller {
 struct Pulls {
     /// Pods waiting for an image that is being pulled.
     waiting: HashMap<String, BTreeSet<ObjectKey>>,
-    /// Outcomes that the pod has not looked at yet.
-    ended: HashMap<ObjectKey, PullOutcome>,
+    /// Outcomes that the pod has not looked at yet, with their images.
+    ended: HashMap<ObjectKey, Vec<(String, PullOutcome)>>,
 }
 
 impl Puller {
@@ -79,7 +79,8 @@ impl Puller {
                 let mut pulls = pulls.lock();
                 let waiting = pulls.waiting.remove(&image).unwrap_or_default();
                 for pod in &waiting {
-                    pulls.ended.insert(pod.clone(), outcome.clone());
+                    let ended = pulls.ended.entry(pod.clone()).or_default();
+                    ended.push((image.clone(), outcome.clone()));
                 }
                 waiting
             };
@@ -88,14 +89,16 @@ impl Puller {
         tasks.spawn(pull.in_current_span());
     }
 
-    /// Whether the pod waits for a pull.
-    pub(crate) fn is_pulling(&self, pod: &ObjectKey) -> bool {
-        self.pulls.lock().waiting.values().any(|waiting| waiting.contains(pod))
+    /// The images that the pod waits for.
+    pub(crate) fn pulling(&self, pod: &ObjectKey) -> BTreeSet<String> {
+        let pulls = self.pulls.lock();
+        let waiting = pulls.waiting.iter().filter(|(_, pods)| pods.contains(pod));
+        waiting.map(|(image, _)| image.clone()).collect()
     }
 
-    /// The outcome of the pod's pull, once.
-    pub(crate) fn take(&self, pod: &ObjectKey) -> Option<PullOutcome> {
-        self.pulls.lock().ended.remove(pod)
+    /// The outcomes of the pod's pulls, each once.
+    pub(crate) fn take(&self, pod: &ObjectKey) -> Vec<(String, PullOutcome)> {
+        self.pulls.lock().ended.remove(pod).unwrap_or_default()
     }
 
     /// The pod is gone and waits for nothing.
@@ -126,19 +129,20 @@ mod tests {
         puller.begin("missing", &pod("a"));
         puller.begin("missing", &pod("b"));
         puller.begin("missing", &pod("gone"));
-        assert!(puller.is_pulling(&pod("b")));
+        assert_eq!(puller.pulling(&pod("b")), BTreeSet::from(["missing".to_owned()]));
         puller.forget(&pod("gone"));
         for name in ["a", "b"] {
             assert_eq!(wakes.recv().await.unwrap(), pod(name));
-            let error = puller.take(&pod(name)).unwrap().unwrap_err();
-            assert_eq!(error.to_string(), "no such image");
-            assert!(puller.take(&pod(name)).is_none());
+            let (image, outcome) = puller.take(&pod(name)).pop().unwrap();
+            assert_eq!(image, "missing");
+            assert_eq!(outcome.unwrap_err().to_string(), "no such image");
+            assert!(puller.take(&pod(name)).is_empty());
         }
-        assert!(!puller.is_pulling(&pod("a")) && puller.take(&pod("gone")).is_none());
+        assert!(puller.pulling(&pod("a")).is_empty() && puller.take(&pod("gone")).is_empty());
 
         puller.begin("there", &pod("a"));
         assert_eq!(wakes.recv().await.unwrap(), pod("a"));
-        assert!(puller.take(&pod("a")).unwrap().is_ok());
+        assert!(puller.take(&pod("a")).pop().unwrap().1.is_ok());
         assert!(runtime.has_image("there").await.unwrap());
     }
 }

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! - [`plan`] decides, from what is wanted and what is seen, and knows nothing else.
-//! - `pods` carries out; `engine` listens to the engine; `images` fetches images;
+//! - `pods` carries out; `engine` listens to the engine; `images` fetches images; `hooks` runs preStop hooks;
 //!   `node` registers the node and sends its heartbeat.
 //! - [`runtime`] is the container engine: Docker, or one that only exists in memory.
 //!
@@ -24,6 +24,7 @@
 mod backoff;
 mod engine;
 mod error;
+mod hooks;
 mod images;
 mod node;
 mod plan;
@@ -67,6 +68,10 @@ pub struct Config {
     /// What runs the containers
     #[arg(long, value_enum, default_value_t = RuntimeKind::Docker)]
     pub runtime: RuntimeKind,
+    /// Let pods have access to the node itself: hostPath volumes, hostNetwork, hostPID, hostIPC,
+    /// privileged containers, added capabilities
+    #[arg(long)]
+    pub allow_host_access: bool,
     /// The node's address [default: the one this machine uses to go out]
     #[arg(long, value_name = "IP")]
     pub node_ip: Option<IpAddr>,
@@ -133,7 +138,7 @@ pub async fn start_with(config: Config, runtime: Arc<dyn Runtime>) -> Result<Run
         }
         .instrument(span.clone()),
     );
-    let running = pods::run(facts, runtime, store, stop.clone());
+    let running = pods::run(facts, config.allow_host_access, runtime, store, stop.clone());
     tasks.spawn(
         async {
             running.await;

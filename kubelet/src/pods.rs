@@ -4,6 +4,8 @@
 //! A look at a pod begins with the engine itself, not with what was seen before, so that it does
 //! not matter which event made it necessary, or how many. What a step did is seen at the next look.
 
+mod carry_out;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,16 +26,19 @@ use tracing::Instrument;
 
 use crate::engine;
 use crate::error::Chain;
+use crate::hooks::Hooks;
 use crate::images::Puller;
 use crate::node::NodeFacts;
-use crate::plan::{Action, ERR_IMAGE_PULL, Input, Plan, plan, plan_orphan};
-use crate::record::{Record, annotate};
-use crate::runtime::{Container, ContainerSpec, ContainerState, Identity, Runtime, RuntimeError};
-use crate::spec::{self, PullPolicy, Unsupported};
-use crate::status;
+use crate::plan::{Input, Plan, plan, plan_orphans};
+use crate::record::{Record, annotate, told_restarts};
+use crate::runtime::{Container, ContainerState, Identity, Runtime, RuntimeError};
+use crate::spec::{self, Host};
 
 /// Pods worked on at a time.
 const WORKERS_MAX: usize = 64;
+/// Work on a pod that takes longer gives up its place among those [`WORKERS_MAX`]: an engine that
+/// hangs over some pods must not hold up the others.
+const SLOW: Duration = Duration::from_secs(5);
 /// Steps that one look at a pod may take before others get their turn.
 const STEPS_MAX: usize = 8;
 /// Until the next look at a pod that is in the middle of something.
@@ -48,15 +53,14 @@ const CLUSTER_ID_LEASE: (&str, &str) = ("kube-system", "miniku-cluster");
 
 /// The pods of one node.
 pub(crate) struct Pods {
-    node: String,
-    host_ip: String,
-    cluster: String,
+    host: Host,
     runtime: Arc<dyn Runtime>,
     pods: Api<Pod>,
     cache: Cache<Pod>,
     queue: WorkQueue<ObjectKey>,
     records: Mutex<HashMap<ObjectKey, Record>>,
     puller: Puller,
+    hooks: Hooks,
     clock: Clock,
 }
 
@@ -95,6 +99,7 @@ enum Next {
 /// Runs the node's pods until told to stop; work that has begun is then finished.
 pub(crate) async fn run(
     facts: NodeFacts,
+    allow_host_access: bool,
     runtime: Arc<dyn Runtime>,
     store: Store,
     stop: CancellationToken,
@@ -112,12 +117,11 @@ pub(crate) async fn run(
     };
     if let Some(Some(cluster)) = stop.run_until_cancelled(known).await {
         let queue = WorkQueue::new(RETRIES);
-        let woken = queue.clone();
+        let (pulled, hooked) = (queue.clone(), queue.clone());
         let pods = Arc::new(Pods {
-            node: facts.name,
-            host_ip: facts.ip.to_string(),
-            cluster,
-            puller: Puller::new(runtime.clone(), move |pod| woken.add(pod)),
+            host: Host { cluster, node: facts.name, ip: facts.ip.to_string(), allow_host_access },
+            puller: Puller::new(runtime.clone(), move |pod| pulled.add(pod)),
+            hooks: Hooks::new(runtime.clone(), move |pod| hooked.add(pod)),
             runtime,
             pods,
             cache,
@@ -143,7 +147,7 @@ pub(crate) async fn run(
 
 impl Pods {
     pub(crate) fn node(&self) -> &str {
-        &self.node
+        &self.host.node
     }
 
     pub(crate) fn runtime(&self) -> &dyn Runtime {
@@ -164,8 +168,25 @@ impl Pods {
 
     /// Whether a container is this kubelet's to remove: made for a pod of this cluster.
     pub(crate) fn is_ours(&self, identity: &Identity) -> bool {
-        identity.cluster == self.cluster
+        identity.cluster == self.host.cluster
             || self.cache.get(&identity.pod).is_some_and(|pod| pod.uid() == identity.pod_uid)
+    }
+
+    /// Removes the volumes of pods that are gone, which went while no kubelet was there to see it.
+    pub(crate) async fn sweep_volumes(&self) -> Result<(), RuntimeError> {
+        for volume in self.runtime.list_volumes(&self.host.node, None).await? {
+            let is_wanted =
+                || self.cache.get(&volume.pod).is_some_and(|pod| pod.uid() == volume.pod_uid);
+            if volume.cluster == self.host.cluster && !is_wanted() {
+                tracing::info!(volume = volume.name, "the volume has no pod any more");
+                match self.runtime.remove_volume(&volume.name).await {
+                    // Its containers are still on their way out.
+                    Err(RuntimeError::Conflict(_)) => {}
+                    outcome => outcome?,
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn follow(self: Arc<Self>) {
@@ -203,7 +224,16 @@ impl Pods {
         (self.queue.next().await, slot)
     }
 
-    async fn work(self: Arc<Self>, item: WorkItem<ObjectKey>, _slot: OwnedSemaphorePermit) {
+    async fn work(self: Arc<Self>, item: WorkItem<ObjectKey>, slot: OwnedSemaphorePermit) {
+        let mut work = std::pin::pin!(self.work_on(item));
+        if tokio::time::timeout(SLOW, &mut work).await.is_err() {
+            drop(slot);
+            tracing::debug!("this takes long");
+            work.await;
+        }
+    }
+
+    async fn work_on(&self, item: WorkItem<ObjectKey>) {
         let key = item.key();
         let mut record = self.records.lock().remove(key).unwrap_or_default();
         let outcome = self.look_at(key, &mut record).await;
@@ -245,228 +275,86 @@ impl Pods {
         Ok(Next::Again)
     }
 
-    /// Looks at a pod and its containers, and takes one step.
+    /// Looks at a pod and its containers, and takes the steps that are due.
     async fn step(&self, key: &ObjectKey, record: &mut Record) -> Result<Next, Unfinished> {
         let pod = self.cache.get(key).map(|cached| record.turn_to(cached));
         let containers = self.containers(key).await?;
-        record.stop_sent_at.retain(|id, _| containers.iter().any(|container| container.id == *id));
+        record.stopping.retain(|id, _| containers.iter().any(|container| container.id == *id));
+        record.hooks_ended(|id| !self.hooks.is_running(id));
         let uid = pod.as_deref().map(Object::uid);
         let (own, others): (Vec<_>, Vec<_>) = containers
             .into_iter()
             .partition(|container| uid.is_some_and(|uid| uid == container.identity.pod_uid));
         // An earlier pod of that name has to be out of the way first.
-        let left = others.iter().find(|container| container.identity.cluster == self.cluster);
-        if let Some(orphan) = left {
-            let stop_sent_at = record.stop_sent_at.get(&orphan.id).copied();
-            let (action, wake_at) = plan_orphan(orphan, stop_sent_at, self.clock.now());
-            if action != Action::Nothing {
-                tracing::info!(container = short(&orphan.id), "the container has no pod any more");
+        let is_left = |container: &Container| container.identity.cluster == self.host.cluster;
+        let left: Vec<_> = others.into_iter().filter(is_left).collect();
+        if !left.is_empty() {
+            let (actions, wake_at) = plan_orphans(&left, &record.stopping, self.clock.now());
+            let mut next = wake_at.map_or(Next::Idle, |at| self.until(at));
+            for action in actions {
+                tracing::info!(?action, "the container has no pod any more");
+                if self.carry_out(action, None, &left, record).await? == Next::Again {
+                    next = Next::Again;
+                }
             }
-            return self.wind_down(action, wake_at, record).await;
+            return Ok(next);
         }
         match pod {
             None => Ok(Next::Gone),
-            Some(pod) => self.step_for(&pod, own.first(), record).await,
+            Some(pod) => self.step_for(&pod, &own, record).await,
         }
     }
 
     async fn step_for(
         &self,
         pod: &Arc<Pod>,
-        container: Option<&Container>,
+        seen: &[Container],
         record: &mut Record,
     ) -> Result<Next, Unfinished> {
         let key = pod.key();
         let now = self.clock.now();
-        match self.puller.take(&key) {
-            Some(Ok(())) => record.pulled = true,
-            Some(Err(error)) => record.failed(ERR_IMAGE_PULL, Chain(&*error).to_string(), now),
-            None => {}
+        for (image, outcome) in self.puller.take(&key) {
+            let error = outcome.err().map(|error| Chain(&*error).to_string());
+            record.pull_ended(&image, error.as_deref(), now);
         }
-        if container.is_some_and(|c| matches!(c.state, ContainerState::Running { .. })) {
-            record.succeeded();
+        for container in seen {
+            if matches!(container.state, ContainerState::Running { .. }) {
+                record.succeeded(&container.identity.container);
+            }
         }
         let previous = record.previous(pod);
-        let unsupported = self.spec(pod, 0, 0).err();
+        let refused = if seen.is_empty() { spec::check(pod, &self.host).err() } else { None };
         let plan = plan(&Input {
             pod,
             previous: &previous,
-            container,
-            failure: record.failure.as_ref(),
-            next_streak: record.next_streak,
-            pulling: self.puller.is_pulling(&key),
-            stop_sent_at: container.and_then(|c| record.stop_sent_at.get(&c.id)).copied(),
-            unsupported: unsupported.as_ref(),
+            seen,
+            failures: &record.failures,
+            pulling: &self.puller.pulling(&key),
+            stopping: &record.stopping,
+            probes: &HashMap::new(),
+            refused: refused.as_ref(),
             scheme: self.runtime.scheme(),
-            host_ip: &self.host_ip,
+            host_ip: &self.host.ip,
             now,
         });
-        if plan.action == Action::Nothing {
+        if plan.actions.is_empty() {
             self.tell(pod, &plan, record).await?;
             return Ok(plan.wake_at.map_or(Next::Idle, |at| self.until(at)));
         }
-        if plan.record_first
-            && let Err(error) = self.tell(pod, &plan, record).await
-        {
-            // The pod must not stay down because the store is; it is told later.
-            tracing::debug!(error = %Chain(&error), "the exit is not told of yet");
-        }
-        match plan.action {
-            Action::Create { restart_count, crash_streak } => {
-                self.create(pod, restart_count, crash_streak, record).await
-            }
-            Action::Start { id } => self.start(&id, record).await,
-            Action::Replace { id, next_streak } => {
-                tracing::info!(container = short(&id), "replacing the container that ended");
-                record.next_streak = Some(next_streak);
-                self.runtime.remove(&id).await?;
-                Ok(Next::Again)
-            }
-            Action::FinishDeletion => {
-                self.pods.finish_delete(&key, pod.uid()).await?;
-                tracing::info!("pod deleted");
-                Ok(Next::Gone)
-            }
-            Action::Nothing | Action::Stop { .. } | Action::Kill { .. } | Action::Remove { .. } => {
-                self.wind_down(plan.action, plan.wake_at, record).await
+        let mut next = plan.wake_at.map_or(Next::Idle, |at| self.until(at));
+        for action in plan.actions {
+            match self.carry_out(action, Some(pod), seen, record).await? {
+                Next::Gone => return Ok(Next::Gone),
+                Next::Again => next = Next::Again,
+                Next::After(_) | Next::Idle => {}
             }
         }
-    }
-
-    /// A step towards the end of a container.
-    async fn wind_down(
-        &self,
-        action: Action,
-        wake_at: Option<Timestamp>,
-        record: &mut Record,
-    ) -> Result<Next, Unfinished> {
-        match action {
-            Action::Stop { id } => {
-                tracing::info!(container = short(&id), "stopping");
-                self.runtime.stop(&id).await?;
-                record.stop_sent_at.insert(id, self.clock.now());
-            }
-            Action::Kill { id } => {
-                tracing::info!(container = short(&id), "killing, the grace period is over");
-                self.runtime.kill(&id).await?;
-            }
-            Action::Remove { id } => {
-                self.runtime.remove(&id).await?;
-                return Ok(Next::Again);
-            }
-            _ => {}
-        }
-        Ok(wake_at.map_or(Next::Idle, |at| self.until(at)))
-    }
-
-    async fn create(
-        &self,
-        pod: &Pod,
-        restart_count: u32,
-        crash_streak: u32,
-        record: &mut Record,
-    ) -> Result<Next, Unfinished> {
-        let spec = match self.spec(pod, restart_count, crash_streak) {
-            Ok(spec) => spec,
-            Err(Unsupported { reason, message }) => {
-                record.failed(reason, message, self.clock.now());
-                return Ok(Next::Again);
-            }
-        };
-        if !self.has_image(pod, &spec.image, record).await? {
-            return Ok(Next::Again);
-        }
-        match self.runtime.create(&spec).await {
-            Ok(id) => {
-                tracing::info!(
-                    container = short(&id),
-                    image = spec.image,
-                    restart_count,
-                    "created"
-                );
-                self.start(&id, record).await
-            }
-            Err(RuntimeError::Conflict(message)) => {
-                self.name_taken(pod, &spec, message, record).await
-            }
-            Err(error) if error.is_outage() => Err(error.into()),
-            Err(error) => {
-                record.pulled = false;
-                record.failed("CreateContainerError", error.to_string(), self.clock.now());
-                Ok(Next::Again)
-            }
-        }
-    }
-
-    /// The name is in use: by this pod's own container if an earlier attempt went through after
-    /// all, by one that is about to go, or by a stranger's.
-    async fn name_taken(
-        &self,
-        pod: &Pod,
-        spec: &ContainerSpec,
-        message: String,
-        record: &mut Record,
-    ) -> Result<Next, Unfinished> {
-        match self.runtime.inspect(&spec.name).await? {
-            Some(other) if other.state == ContainerState::Removing => Ok(Next::After(SOON)),
-            Some(own) if own.identity.pod_uid == pod.uid() => Ok(Next::Again),
-            _ => {
-                let message = format!(
-                    "{message} (it does not belong to this pod: remove or rename it, as in \
-                     `docker rm -f {}`)",
-                    spec.name
-                );
-                record.failed("CreateContainerError", message, self.clock.now());
-                Ok(Next::Again)
-            }
-        }
-    }
-
-    async fn start(&self, id: &str, record: &mut Record) -> Result<Next, Unfinished> {
-        match self.runtime.start(id).await {
-            Ok(()) => tracing::info!(container = short(id), "started"),
-            Err(error) if error.is_outage() => return Err(error.into()),
-            Err(error) => {
-                // An engine keeps the reason with the container, which then counts as ended. If it
-                // does not, the attempt is remembered here.
-                let ended = self.runtime.inspect(id).await?.map(|container| container.state);
-                if ended == Some(ContainerState::Created) {
-                    record.failed("RunContainerError", error.to_string(), self.clock.now());
-                } else {
-                    tracing::warn!(container = short(id), %error, "the container cannot be started");
-                }
-            }
-        }
-        Ok(Next::Again)
-    }
-
-    /// Whether the image is there. If not, it is on its way or the attempt has failed.
-    async fn has_image(
-        &self,
-        pod: &Pod,
-        image: &str,
-        record: &mut Record,
-    ) -> Result<bool, Unfinished> {
-        if record.pulled {
-            return Ok(true);
-        }
-        let policy = spec::pull_policy(pod);
-        if policy != PullPolicy::Always && self.runtime.has_image(image).await? {
-            return Ok(true);
-        }
-        if policy == PullPolicy::Never {
-            let message = format!("image {image:?} is not there and imagePullPolicy is Never");
-            record.failed("ErrImageNeverPull", message, self.clock.now());
-        } else {
-            self.puller.begin(image, &pod.key());
-        }
-        Ok(false)
+        Ok(next)
     }
 
     /// Writes what the plan has to tell, if it is news.
     async fn tell(&self, pod: &Arc<Pod>, plan: &Plan, record: &mut Record) -> Result<(), Error> {
-        let entry = status::container_entry(&plan.status);
-        let restarts = entry.and_then(|entry| u32::try_from(entry.restart_count).ok()).unwrap_or(0);
+        let restarts = told_restarts(&plan.status);
         let apply = |pod: &mut Pod| {
             pod.status = Some(plan.status.clone());
             annotate(&mut pod.metadata.annotations, plan.retry, restarts);
@@ -497,10 +385,9 @@ impl Pods {
             // The informer is about to say so, too.
             Err(Error::NotFound { .. }) => Ok(()),
             Err(error) => {
-                // A status that only tells what can be seen is made anew next time, from what
-                // somebody else wrote. One that could not be written at all, or that tells what
-                // is about to be destroyed, is kept.
-                if plan.record_first || !matches!(error, Error::Conflict { .. }) {
+                // After a conflict the status is made anew, from what somebody else wrote. One that
+                // could not be written at all is kept, to go on from.
+                if !matches!(error, Error::Conflict { .. }) {
                     record.unwritten = Some(plan.status.clone());
                 }
                 Err(error)
@@ -511,14 +398,10 @@ impl Pods {
     /// The pod's containers as the engine has them at this moment.
     async fn containers(&self, key: &ObjectKey) -> Result<Vec<Container>, RuntimeError> {
         let mut containers = Vec::new();
-        for listed in self.runtime.list(&self.node, Some(key)).await? {
+        for listed in self.runtime.list(&self.host.node, Some(key)).await? {
             containers.extend(self.runtime.inspect(&listed.id).await?);
         }
         Ok(containers)
-    }
-
-    fn spec(&self, pod: &Pod, restarts: u32, streak: u32) -> Result<ContainerSpec, Unsupported> {
-        spec::container_spec(pod, &self.cluster, &self.node, restarts, streak)
     }
 
     fn until(&self, at: Timestamp) -> Next {
@@ -559,11 +442,6 @@ async fn cluster_id(store: &Store) -> String {
             }
         }
     }
-}
-
-/// A container id as `docker ps` shows it.
-fn short(id: &str) -> &str {
-    id.get(..12).unwrap_or(id)
 }
 
 /// Lets a panic of a task go on; being aborted is none.

@@ -1,10 +1,10 @@
 //! What a kubelet remembers of a pod between two looks at it.
 //!
 //! Nothing here is the only copy of anything that matters: restarts and crash streaks are in the
-//! labels of the container, statuses and failed attempts in the store. A kubelet that was killed
+//! labels of the containers, statuses and failed attempts in the store. A kubelet that was killed
 //! begins with empty records, and at worst asks a container to stop a second time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use api::Object;
@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use crate::backoff;
-use crate::plan::{Retry, StartFailure};
-use crate::status;
+use crate::plan::{CONTAINER_CREATING, ERR_IMAGE_PULL, Hook, Retry, StartFailure, Stopping};
+use crate::{spec, status};
 
 /// What is remembered of a pod.
 #[derive(Default)]
@@ -25,14 +25,16 @@ pub(crate) struct Record {
     written: Option<Arc<Pod>>,
     /// A status that could not be written.
     pub(crate) unwritten: Option<PodStatus>,
-    /// The last attempt at starting the container, if it failed.
-    pub(crate) failure: Option<StartFailure>,
-    /// The crash streak of the container to come, while there is none.
-    pub(crate) next_streak: Option<u32>,
-    /// The image was pulled for the container to come.
-    pub(crate) pulled: bool,
-    /// When containers, by id, were asked to stop.
-    pub(crate) stop_sent_at: HashMap<String, Timestamp>,
+    /// By container: the last attempt at starting it, if it failed.
+    pub(crate) failures: BTreeMap<String, StartFailure>,
+    /// The containers that wait for an image to be pulled, and for which.
+    pub(crate) awaited: BTreeMap<String, String>,
+    /// The containers to come whose image was pulled.
+    pub(crate) pulled: BTreeSet<String>,
+    /// The pod's volumes were made.
+    pub(crate) has_volumes: bool,
+    /// By engine id: the containers that were asked to end.
+    pub(crate) stopping: HashMap<String, Stopping>,
 }
 
 impl Record {
@@ -41,8 +43,8 @@ impl Record {
         if self.uid != cached.uid() {
             *self = Self {
                 uid: cached.uid().to_owned(),
-                failure: recall_failure(&cached),
-                stop_sent_at: std::mem::take(&mut self.stop_sent_at),
+                failures: recall_failures(&cached),
+                stopping: std::mem::take(&mut self.stopping),
                 ..Self::default()
             };
         }
@@ -72,23 +74,53 @@ impl Record {
         }
     }
 
-    /// Counts a failed attempt, and says when the next one is due.
-    pub(crate) fn failed(&mut self, reason: &str, message: String, now: Timestamp) {
-        let count = self.failure.as_ref().map_or(0, |failure| failure.count).saturating_add(1);
+    /// Counts a failed attempt at a container, and says when the next one is due.
+    pub(crate) fn failed(
+        &mut self,
+        container: &str,
+        reason: &str,
+        message: String,
+        now: Timestamp,
+    ) {
+        let before = self.failures.get(container).map_or(0, |failure| failure.count);
+        let count = before.saturating_add(1);
         let retry_at = backoff::later(now, backoff::after_failures(count));
-        tracing::warn!(reason, message, count, %retry_at, "the container could not be started");
-        self.failure = Some(StartFailure { count, reason: reason.to_owned(), message, retry_at });
+        tracing::warn!(container, reason, message, count, %retry_at, "cannot be started");
+        let failure = StartFailure { count, reason: reason.to_owned(), message, retry_at };
+        self.failures.insert(container.to_owned(), failure);
+    }
+
+    /// A pull has ended, well or with those words.
+    pub(crate) fn pull_ended(&mut self, image: &str, error: Option<&str>, now: Timestamp) {
+        let waited = self.awaited.extract_if(.., |_, awaited| awaited == image);
+        let containers: Vec<String> = waited.map(|(container, _)| container).collect();
+        for container in containers {
+            match error {
+                None => {
+                    self.pulled.insert(container);
+                }
+                Some(message) => self.failed(&container, ERR_IMAGE_PULL, message.to_owned(), now),
+            }
+        }
+    }
+
+    /// Takes note of preStop hooks that have ended.
+    pub(crate) fn hooks_ended(&mut self, ended: impl Fn(&str) -> bool) {
+        for (id, stopping) in &mut self.stopping {
+            if stopping.hook == Some(Hook::Running) && ended(id) {
+                stopping.hook = Some(Hook::Done);
+            }
+        }
     }
 
     /// The container runs: what was in its way is over.
-    pub(crate) fn succeeded(&mut self) {
-        self.failure = None;
-        self.next_streak = None;
-        self.pulled = false;
+    pub(crate) fn succeeded(&mut self, container: &str) {
+        self.failures.remove(container);
+        self.pulled.remove(container);
     }
 }
 
-/// The annotations that go with a status; see [`recall_failure`] for the way back.
+/// The annotations that go with a status; see [`recall_failures`] for the way back.
 pub(crate) fn annotate(
     annotations: &mut Option<BTreeMap<String, String>>,
     retry: Option<Retry>,
@@ -118,20 +150,38 @@ pub(crate) fn annotate(
 }
 
 /// The failed attempts that an earlier life of this kubelet told of, so that its backoff goes on.
-fn recall_failure(pod: &Pod) -> Option<StartFailure> {
-    let annotations = pod.metadata.annotations.as_ref()?;
-    let tries: u32 = annotations.get(RETRY_COUNT)?.parse().ok()?;
-    let retry_at: Timestamp = annotations.get(NEXT_RETRY_AT)?.parse().ok()?;
-    let entry = status::container_entry(pod.status.as_ref()?)?;
-    let waiting = entry.state.as_ref()?.waiting.as_ref()?;
-    let restarts = u32::try_from(entry.restart_count).unwrap_or(0);
-    let (reason, message) = crate::plan::failure_from_shown(
-        pod,
-        waiting.reason.as_deref()?,
-        waiting.message.as_deref().unwrap_or_default(),
-    );
-    let count = tries.saturating_sub(restarts).max(1);
-    Some(StartFailure { count, reason, message, retry_at })
+/// One count is kept for the whole pod: it goes for each container that waits for its next attempt.
+fn recall_failures(pod: &Pod) -> BTreeMap<String, StartFailure> {
+    let recall = || {
+        let annotations = pod.metadata.annotations.as_ref()?;
+        let tries: u32 = annotations.get(RETRY_COUNT)?.parse().ok()?;
+        let retry_at: Timestamp = annotations.get(NEXT_RETRY_AT)?.parse().ok()?;
+        let status = pod.status.as_ref()?;
+        let count = tries.saturating_sub(told_restarts(status)).max(1);
+        let entries = status.init_container_statuses.iter().chain(&status.container_statuses);
+        let recalled = entries.flatten().filter_map(|entry| {
+            let waiting = entry.state.as_ref()?.waiting.as_ref()?;
+            let reason = waiting.reason.as_deref()?;
+            if matches!(reason, CONTAINER_CREATING | "PodInitializing" | "CrashLoopBackOff") {
+                return None;
+            }
+            let declared = spec::all_containers(pod).find(|one| one.name == entry.name)?;
+            let (reason, message) = crate::plan::failure_from_shown(
+                spec::image(declared),
+                reason,
+                waiting.message.as_deref().unwrap_or_default(),
+            );
+            Some((entry.name.clone(), StartFailure { count, reason, message, retry_at }))
+        });
+        Some(recalled.collect())
+    };
+    recall().unwrap_or_default()
+}
+
+/// The restarts of the container that the pod's annotations count along with: the first.
+pub(crate) fn told_restarts(status: &PodStatus) -> u32 {
+    let first = status.container_statuses.iter().flatten().next();
+    first.and_then(|entry| u32::try_from(entry.restart_count).ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -158,12 +208,12 @@ mod tests {
         let cached = Arc::new(pod("5", "a", &json!({})));
         assert_eq!(record.turn_to(cached.clone()).revision(), 5);
         record.wrote(pod("9", "a", &json!({})));
-        record.failed("ErrImagePull", "no".into(), Timestamp::UNIX_EPOCH);
+        record.failed("main", "ErrImagePull", "no".into(), Timestamp::UNIX_EPOCH);
         assert_eq!(record.turn_to(cached).revision(), 9);
         assert_eq!(record.turn_to(Arc::new(pod("10", "a", &json!({})))).revision(), 10);
-        assert!(record.failure.is_some());
+        assert!(record.failures.contains_key("main"));
         assert_eq!(record.turn_to(Arc::new(pod("7", "b", &json!({})))).revision(), 7);
-        assert!(record.failure.is_none());
+        assert!(record.failures.is_empty());
     }
 
     #[test]
@@ -209,11 +259,11 @@ mod tests {
             message: "no route".into(),
             retry_at: at,
         };
-        assert_eq!(recall_failure(&failed), Some(expected));
+        assert_eq!(recall_failures(&failed), BTreeMap::from([("main".to_owned(), expected)]));
 
         annotate(&mut failed.metadata.annotations, Some(Retry { start_failures: 0, at }), 2);
         assert!(!failed.metadata.annotations.as_ref().unwrap().contains_key(RETRY_COUNT));
-        assert_eq!(recall_failure(&failed), None);
+        assert_eq!(recall_failures(&failed), BTreeMap::new());
         annotate(&mut failed.metadata.annotations, None, 2);
         assert_eq!(failed.metadata.annotations, None);
     }

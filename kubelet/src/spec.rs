@@ -1,23 +1,56 @@
-//! What a pod asks to be run, as a [`ContainerSpec`]; and what of it this kubelet cannot do.
+//! What a pod asks to be run, as [`ContainerSpec`]s; and what of it this kubelet cannot do.
 //!
 //! A field that would change what runs and is not supported is refused by name rather than
-//! ignored: the pod stays Pending and says which field it was.
+//! ignored: the pod stays Pending, its containers wait with the reason `CreateContainerConfigError`,
+//! and their message says which field it was. What needs access to the node (`hostPath`,
+//! `hostNetwork`, `hostPID`, `hostIPC`, `privileged`, added capabilities) is refused with the reason
+//! `Blocked` unless the kubelet was started with `--allow-host-access`. The pod is not failed for it:
+//! its ReplicaSet would make another at once, over and over.
+//!
+//! # Names on the engine
+//! | container | name |
+//! | --- | --- |
+//! | the only one of its pod | `<pod>` |
+//! | a sandbox | `<pod>` |
+//! | one of several | `<pod>__<container>` |
+//! | the life before the present one | `<pod>__<container>__<restart count>` |
+//! | a volume | `<pod>__<volume>__<pod uid>` |
+//!
+//! `<pod>` is the pod's name, with `_<namespace>` behind it outside the namespace `default`. So
+//! `docker ps` shows each pod under its own name. Names in Kubernetes hold no underscores, so none of
+//! these meet.
+//!
+//! # Which pods have a sandbox
+//! One container without init containers needs none. It gets one all the same if its environment
+//! asks for the pod's address, which has to be known before the container is made, or if it has a
+//! volume in memory, which would be lost when the container is started again.
+
+mod env;
+mod refusal;
+mod resources;
+mod security;
+mod volumes;
 
 use api::{Object, ObjectKey};
-use k8s_openapi::api::core::v1::{Container as PodContainer, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container as PodContainer, LifecycleHandler, Pod, PodSpec};
 
-use crate::runtime::{ContainerSpec, Identity};
+use crate::plan::Life;
+use crate::runtime::{ContainerSpec, Identity, Network, Port, Resources, SANDBOX, Security};
+
+pub(crate) use refusal::{Refusal, check};
+pub(crate) use volumes::volumes;
 
 /// Kubernetes' default for `terminationGracePeriodSeconds`.
 pub(crate) const DEFAULT_GRACE_SECONDS: u32 = 30;
 
-/// Why a pod cannot be run here; nothing but a change of the pod will help.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Unsupported {
-    /// The waiting reason, one of Kubernetes'.
-    pub(crate) reason: &'static str,
-    /// Which field, and why.
-    pub(crate) message: String,
+/// The node that containers are made for.
+#[derive(Clone, Debug)]
+pub(crate) struct Host {
+    pub(crate) cluster: String,
+    pub(crate) node: String,
+    pub(crate) ip: String,
+    /// Whether pods may be given access to the node itself.
+    pub(crate) allow_host_access: bool,
 }
 
 /// When an image is fetched: the pod's `imagePullPolicy`. `IfNotPresent` unless the pod says
@@ -56,17 +89,62 @@ impl RestartPolicy {
     }
 }
 
-/// The pod's container, for the status as well as for the engine.
-pub(crate) fn container(pod: &Pod) -> Option<&PodContainer> {
-    pod.spec.as_ref()?.containers.first()
+fn pod_spec(pod: &Pod) -> &PodSpec {
+    static NONE: std::sync::LazyLock<PodSpec> = std::sync::LazyLock::new(PodSpec::default);
+    pod.spec.as_ref().unwrap_or(&NONE)
 }
 
-pub(crate) fn pull_policy(pod: &Pod) -> PullPolicy {
-    match container(pod).and_then(|container| container.image_pull_policy.as_deref()) {
+/// The containers that make up the pod.
+pub(crate) fn containers(pod: &Pod) -> &[PodContainer] {
+    &pod_spec(pod).containers
+}
+
+/// The containers that come first.
+pub(crate) fn init_containers(pod: &Pod) -> &[PodContainer] {
+    pod_spec(pod).init_containers.as_deref().unwrap_or_default()
+}
+
+/// The init containers, then the others.
+pub(crate) fn all_containers(pod: &Pod) -> impl Iterator<Item = &PodContainer> {
+    init_containers(pod).iter().chain(containers(pod))
+}
+
+/// Whether an init container is one that runs beside the others.
+pub(crate) fn is_sidecar(container: &PodContainer) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+/// The image, as the pod names it.
+pub(crate) fn image(container: &PodContainer) -> &str {
+    container.image.as_deref().unwrap_or_default()
+}
+
+/// What is to be done in a container before it is asked to end.
+pub(crate) fn pre_stop(container: &PodContainer) -> Option<&LifecycleHandler> {
+    container.lifecycle.as_ref()?.pre_stop.as_ref()
+}
+
+pub(crate) fn pull_policy(container: &PodContainer) -> PullPolicy {
+    match container.image_pull_policy.as_deref() {
         Some("Always") => PullPolicy::Always,
         Some("Never") => PullPolicy::Never,
         _ => PullPolicy::IfNotPresent,
     }
+}
+
+/// Whether the pod's containers are in the node's network.
+pub(crate) fn uses_host_network(pod: &Pod) -> bool {
+    pod_spec(pod).host_network == Some(true)
+}
+
+fn is_lone(pod: &Pod) -> bool {
+    containers(pod).len() == 1 && init_containers(pod).is_empty()
+}
+
+/// Whether the pod's network is held by a container of its own.
+pub(crate) fn needs_sandbox(pod: &Pod) -> bool {
+    !uses_host_network(pod)
+        && (!is_lone(pod) || env::asks_for_pod_ip(pod) || volumes::any_in_memory(pod))
 }
 
 /// How long the pod's containers may take to end: of the deletion if there is one, which may have
@@ -79,11 +157,9 @@ pub(crate) fn grace_seconds(pod: &Pod) -> u32 {
         .map_or(DEFAULT_GRACE_SECONDS, |seconds| u32::try_from(seconds.max(0)).unwrap_or(u32::MAX))
 }
 
-/// The container's name on the engine: the pod's name, so that `docker ps` shows the pods.
-///
-/// Pods outside the namespace `default`, and names of one letter, which engines refuse, get
-/// `_<namespace>` behind: a pod's name holds no underscore, so the two forms never meet.
+/// The name that the pod's sandbox or its only container has on the engine.
 pub(crate) fn engine_name(key: &ObjectKey) -> String {
+    // Engines refuse names of one letter.
     if &*key.namespace == "default" && key.name.len() > 1 {
         key.name.to_string()
     } else {
@@ -91,56 +167,122 @@ pub(crate) fn engine_name(key: &ObjectKey) -> String {
     }
 }
 
-/// The container that `pod` asks for, as its life number `restart_count`.
+/// The name of the present life of a container on the engine.
+fn container_name(pod: &Pod, container: &str) -> String {
+    let of_pod = engine_name(&pod.key());
+    if is_lone(pod) && !needs_sandbox(pod) { of_pod } else { format!("{of_pod}__{container}") }
+}
+
+/// The name of the life before.
+pub(crate) fn retired_name(identity: &Identity) -> String {
+    format!("{}__{}__{}", engine_name(&identity.pod), identity.container, identity.restart_count)
+}
+
+/// The sandbox of a pod.
+pub(crate) fn sandbox_spec(
+    pod: &Pod,
+    image: String,
+    host: &Host,
+    attempt: u32,
+    crash_streak: u32,
+) -> ContainerSpec {
+    let life = Life { restart_count: attempt, crash_streak, ..Life::default() };
+    ContainerSpec {
+        name: engine_name(&pod.key()),
+        image,
+        command: Vec::new(),
+        args: Vec::new(),
+        env: Vec::new(),
+        working_dir: None,
+        network: own_network(pod),
+        resources: Resources::default(),
+        security: Security::default(),
+        mounts: volumes::held_by_sandbox(pod),
+        stdin: false,
+        tty: false,
+        init: false,
+        annotations: pod.metadata.annotations.clone().unwrap_or_default(),
+        identity: identity(pod, SANDBOX, host, &life),
+    }
+}
+
+/// That life of a container of `pod`.
 pub(crate) fn container_spec(
     pod: &Pod,
-    cluster: &str,
-    node: &str,
-    restart_count: u32,
-    crash_streak: u32,
-) -> Result<ContainerSpec, Unsupported> {
-    let unsupported =
-        |message: String| Unsupported { reason: "CreateContainerConfigError", message };
-    let spec = pod.spec.as_ref().ok_or_else(|| unsupported("spec: missing".into()))?;
-    refuse_unsupported(spec).map_err(unsupported)?;
-    let [container] = spec.containers.as_slice() else {
-        return Err(unsupported(format!(
-            "spec.containers: {} containers, exactly one is supported",
-            spec.containers.len()
-        )));
+    container: &PodContainer,
+    host: &Host,
+    life: &Life,
+) -> Result<ContainerSpec, Refusal> {
+    let env = env::Env::of(pod, container, host, life)?;
+    let strings = |list: &Option<Vec<String>>| {
+        list.iter().flatten().map(|text| env.expand(text)).collect::<Vec<_>>()
     };
-    let image = container.image.clone().unwrap_or_default();
-    check_image_name(&image)
-        .map_err(|message| Unsupported { reason: "InvalidImageName", message })?;
-    let env = container.env.iter().flatten();
-    let env = env
-        .map(|var| match (&var.value_from, var.name.contains(['=', '\0'])) {
-            (Some(_), _) => Err(format!("env {}: valueFrom is not supported", var.name)),
-            (_, true) => Err(format!("env {:?}: a name cannot hold '=' or NUL", var.name)),
-            _ => Ok((var.name.clone(), var.value.clone().unwrap_or_default())),
-        })
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|message| unsupported(format!("spec.containers[0].{message}")))?;
-    let key = pod.key();
     Ok(ContainerSpec {
-        name: engine_name(&key),
-        image,
-        command: container.command.clone().unwrap_or_default(),
-        args: container.args.clone().unwrap_or_default(),
-        env,
+        name: container_name(pod, &container.name),
+        image: image(container).to_owned(),
+        command: strings(&container.command),
+        args: strings(&container.args),
         working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()),
-        hostname: hostname(spec, &key.name),
-        identity: Identity {
-            cluster: cluster.to_owned(),
-            node: node.to_owned(),
-            pod_uid: pod.uid().to_owned(),
-            container: container.name.clone(),
-            restart_count,
-            crash_streak,
-            grace_seconds: grace_seconds(pod),
-            pod: key,
+        network: match &life.sandbox {
+            Some(sandbox) => Network::Of(sandbox.clone()),
+            None if uses_host_network(pod) => Network::Host,
+            None => own_network(pod),
         },
+        resources: resources::of(container)?,
+        security: security::of(pod, container)?,
+        mounts: volumes::mounts(pod, container)?,
+        stdin: container.stdin == Some(true),
+        tty: container.tty == Some(true),
+        init: !containers(pod).iter().any(|main| main.name == container.name)
+            && !is_sidecar(container),
+        annotations: pod.metadata.annotations.clone().unwrap_or_default(),
+        identity: identity(pod, &container.name, host, life),
+        env: env.into_pairs(),
     })
+}
+
+/// Whose container it is.
+pub(crate) fn identity(pod: &Pod, container: &str, host: &Host, life: &Life) -> Identity {
+    Identity {
+        cluster: host.cluster.clone(),
+        node: host.node.clone(),
+        pod_uid: pod.uid().to_owned(),
+        container: container.to_owned(),
+        sandbox: life.sandbox.clone(),
+        restart_count: life.restart_count,
+        crash_streak: life.crash_streak,
+        grace_seconds: grace_seconds(pod),
+        pod: pod.key(),
+    }
+}
+
+/// The network of a pod, as whoever holds it has it.
+fn own_network(pod: &Pod) -> Network {
+    let spec = pod_spec(pod);
+    let declared = all_containers(pod).flat_map(|container| container.ports.iter().flatten());
+    let ports = declared.filter_map(|port| {
+        let number = |port: i32| u16::try_from(port).ok().filter(|port| *port > 0);
+        Some(Port {
+            container: number(port.container_port)?,
+            protocol: match port.protocol.as_deref() {
+                Some("UDP") => "udp",
+                Some("SCTP") => "sctp",
+                _ => "tcp",
+            },
+            host: port.host_port.and_then(number),
+            host_ip: port.host_ip.clone().unwrap_or_default(),
+        })
+    });
+    let aliases = spec.host_aliases.iter().flatten();
+    let hosts = aliases.flat_map(|alias| {
+        let names = alias.hostnames.iter().flatten();
+        names.map(|name| (name.clone(), alias.ip.clone()))
+    });
+    Network::Own {
+        hostname: hostname(spec, &pod.key().name),
+        ports: ports.collect(),
+        hosts: hosts.collect(),
+    }
 }
 
 /// Host names hold 63 characters at most; Kubernetes cuts a longer pod name likewise.
@@ -149,130 +291,5 @@ fn hostname(spec: &PodSpec, pod_name: &str) -> String {
     name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
 }
 
-fn refuse_unsupported(spec: &PodSpec) -> Result<(), String> {
-    let container = spec.containers.first();
-    let refused = [
-        ("spec.initContainers", spec.init_containers.as_ref().is_some_and(|list| !list.is_empty())),
-        ("spec.hostNetwork", spec.host_network == Some(true)),
-        ("spec.hostPID", spec.host_pid == Some(true)),
-        ("spec.hostIPC", spec.host_ipc == Some(true)),
-        (
-            "spec.containers[0].volumeMounts",
-            container.and_then(|c| c.volume_mounts.as_ref()).is_some_and(|list| !list.is_empty()),
-        ),
-        (
-            "spec.containers[0].envFrom",
-            container.and_then(|c| c.env_from.as_ref()).is_some_and(|list| !list.is_empty()),
-        ),
-        (
-            "spec.containers[0].securityContext.privileged",
-            container.and_then(|c| c.security_context.as_ref()?.privileged) == Some(true),
-        ),
-    ];
-    match refused.iter().find(|(_, present)| *present) {
-        Some((field, _)) => Err(format!("{field} is not supported by this kubelet")),
-        None => Ok(()),
-    }
-}
-
-/// An image's name ends up in the path of an engine request, so it is held to the characters that
-/// names are made of; whether such an image exists is the registry's to say.
-fn check_image_name(image: &str) -> Result<(), String> {
-    let well_formed = image.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && image.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:@".contains(c))
-        && !image.contains("..")
-        && !image.contains("//")
-        && !image.ends_with(['/', ':', '@']);
-    if well_formed {
-        Ok(())
-    } else {
-        Err(format!("spec.containers[0].image: {image:?} is no image name"))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn pod(spec: &serde_json::Value) -> Pod {
-        serde_json::from_value(json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": "web", "namespace": "default", "uid": "u1"},
-            "spec": spec,
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn a_full_spec_is_carried_over() {
-        let pod = pod(&json!({
-            "terminationGracePeriodSeconds": 5,
-            "containers": [{
-                "name": "main", "image": "registry.example:5000/nginx:1.2",
-                "command": ["/bin/sh"], "args": ["-c", "true"], "workingDir": "/tmp",
-                "env": [{"name": "A", "value": "1"}, {"name": "B"}],
-            }],
-        }));
-        let spec = container_spec(&pod, "c", "node-1", 3, 2).unwrap();
-        assert_eq!(spec.name, "web");
-        assert_eq!(spec.hostname, "web");
-        assert_eq!(spec.image, "registry.example:5000/nginx:1.2");
-        assert_eq!(spec.command, ["/bin/sh"]);
-        assert_eq!(spec.args, ["-c", "true"]);
-        assert_eq!(spec.working_dir.as_deref(), Some("/tmp"));
-        assert_eq!(spec.env, [("A".into(), "1".into()), ("B".into(), String::new())]);
-        let identity = spec.identity;
-        assert_eq!((identity.restart_count, identity.crash_streak), (3, 2));
-        assert_eq!((identity.grace_seconds, identity.pod_uid.as_str()), (5, "u1"));
-    }
-
-    #[test]
-    fn engine_names_never_meet() {
-        let name =
-            |namespace: &str, name: &str| engine_name(&ObjectKey::namespaced(namespace, name));
-        assert_eq!(name("default", "web"), "web");
-        assert_eq!(name("default", "w"), "w_default");
-        assert_eq!(name("prod", "web"), "web_prod");
-        assert_eq!(name("default", "web.prod"), "web.prod");
-    }
-
-    #[test]
-    fn what_cannot_be_done_is_refused_by_name() {
-        let container = json!({"name": "main", "image": "nginx"});
-        let with = |extra: serde_json::Value| {
-            let mut container = container.clone();
-            container.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-            json!({"containers": [container]})
-        };
-        let table = [
-            (json!({"containers": [container, container]}), "spec.containers"),
-            (json!({"containers": []}), "spec.containers"),
-            (json!({"containers": [container], "initContainers": [container]}), "initContainers"),
-            (json!({"containers": [container], "hostNetwork": true}), "hostNetwork"),
-            (with(json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]})), "volumeMounts"),
-            (with(json!({"securityContext": {"privileged": true}})), "privileged"),
-            (with(json!({"env": [{"name": "A", "valueFrom": {}}]})), "valueFrom"),
-            (with(json!({"env": [{"name": "A=B"}]})), "A=B"),
-            (with(json!({"image": "../../containers"})), "image"),
-            (with(json!({"image": "nginx latest"})), "image"),
-            (with(json!({"image": ""})), "image"),
-        ];
-        for (spec, field) in table {
-            let refused = container_spec(&pod(&spec), "c", "n", 0, 0).unwrap_err();
-            assert!(refused.message.contains(field), "{field}: {}", refused.message);
-        }
-    }
-
-    #[test]
-    fn the_deletion_may_shorten_the_grace_period() {
-        let mut pod = pod(&json!({"containers": [], "terminationGracePeriodSeconds": 60}));
-        assert_eq!(grace_seconds(&pod), 60);
-        pod.metadata.deletion_grace_period_seconds = Some(1);
-        assert_eq!(grace_seconds(&pod), 1);
-        pod.metadata.deletion_grace_period_seconds = None;
-        pod.spec.as_mut().unwrap().termination_grace_period_seconds = None;
-        assert_eq!(grace_seconds(&pod), DEFAULT_GRACE_SECONDS);
-    }
-}
+mod tests;

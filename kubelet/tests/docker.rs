@@ -79,6 +79,7 @@ impl World {
             store: self.etcd.url.parse().unwrap(),
             node_name: self.node(node),
             runtime: RuntimeKind::Docker,
+            allow_host_access: false,
             node_ip: None,
         })
         .await

@@ -3,6 +3,8 @@
 //! The engine's own restart policy is never used: who starts a container again is the kubelet. The
 //! API version is agreed once, on connecting, so that engines back to API 1.41 serve.
 
+mod create;
+mod pause;
 mod streams;
 
 use std::collections::HashMap;
@@ -14,13 +16,14 @@ use async_trait::async_trait;
 use bollard::Docker;
 use bollard::errors::Error as DockerError;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerState as DockerState,
+    ContainerInspectResponse, ContainerState as DockerState,
     ContainerStateStatusEnum as DockerStatus, ContainerSummaryStateEnum, NetworkSettings,
 };
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
-    InspectContainerOptions, KillContainerOptionsBuilder, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder, StartContainerOptions,
+    CreateContainerOptions, CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
+    EventsOptionsBuilder, ImportImageOptions, InspectContainerOptions, KillContainerOptionsBuilder,
+    ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveVolumeOptions, RenameContainerOptionsBuilder, StartContainerOptions,
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -28,7 +31,7 @@ use jiff::Timestamp;
 
 use super::{
     Container, ContainerSpec, ContainerState, EngineInfo, Event, ExecRequest, Execution, Exit,
-    Listed, LogRequest, Logs, Runtime, RuntimeError, labels,
+    Identity, Listed, ListedVolume, LogRequest, Logs, Runtime, RuntimeError, Volume, labels,
 };
 
 /// For the first contact.
@@ -63,6 +66,25 @@ impl DockerRuntime {
             Err(RuntimeError::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    async fn load_pause_image(&self) -> Result<(), RuntimeError> {
+        let architecture = self.info().await?.architecture;
+        let archive = pause::archive(&architecture).ok_or_else(|| {
+            RuntimeError::Refused(format!(
+                "pods with more than one container are not supported on {architecture}"
+            ))
+        })?;
+        tracing::info!(image = pause::IMAGE, "making the sandbox image");
+        let body = bollard::body_full(archive.into());
+        let mut progress = self.docker.import_image(ImportImageOptions::default(), body, None);
+        let load = async {
+            while let Some(step) = progress.next().await {
+                step?;
+            }
+            Ok(())
+        };
+        within("load image", LONG_DEADLINE, load).await
     }
 
     async fn signal(&self, id: &str, signal: &str) -> Result<(), RuntimeError> {
@@ -131,19 +153,70 @@ impl Runtime for DockerRuntime {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
         let options = CreateContainerOptionsBuilder::new().name(&spec.name).build();
-        let unless_empty = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
-        let body = ContainerCreateBody {
-            image: Some(spec.image.clone()),
-            hostname: Some(spec.hostname.clone()),
-            entrypoint: unless_empty(&spec.command),
-            cmd: unless_empty(&spec.args),
-            env: Some(spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
-            working_dir: spec.working_dir.clone(),
-            labels: Some(labels::encode(&spec.identity).into_iter().collect()),
-            ..ContainerCreateBody::default()
-        };
-        let call = self.docker.create_container(Some(options), body);
+        let call = self.docker.create_container(Some(options), create::body(spec));
         Ok(within("create", LONG_DEADLINE, call).await?.id)
+    }
+
+    async fn sandbox_image(&self) -> Result<String, RuntimeError> {
+        if !self.has_image(pause::IMAGE).await? {
+            self.load_pause_image().await?;
+        }
+        Ok(pause::IMAGE.to_owned())
+    }
+
+    async fn rename(&self, id: &str, name: &str) -> Result<(), RuntimeError> {
+        let options = RenameContainerOptionsBuilder::new().name(name).build();
+        match within("rename", SHORT_DEADLINE, self.docker.rename_container(id, options)).await {
+            Err(RuntimeError::NotFound(_)) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    async fn create_volumes(
+        &self,
+        owner: &Identity,
+        volumes: &[Volume],
+    ) -> Result<(), RuntimeError> {
+        let there = self.list_volumes(&owner.node, Some(&owner.pod_uid)).await?;
+        let is_there = |volume: &&Volume| there.iter().any(|one| one.name == volume.name);
+        let missing: Vec<Volume> =
+            volumes.iter().filter(|volume| !is_there(volume)).cloned().collect();
+        for some in missing.chunks(pause::VOLUME_DIRS) {
+            self.sandbox_image().await?;
+            let body = create::volumes_body(owner, some);
+            let call = self.docker.create_container(None::<CreateContainerOptions>, body);
+            let maker = within("create volumes", LONG_DEADLINE, call).await?.id;
+            // It has done its work, and nothing of what it made goes with it: volumes with a name
+            // stay.
+            self.remove(&maker).await?;
+        }
+        Ok(())
+    }
+
+    async fn list_volumes(
+        &self,
+        node: &str,
+        pod_uid: Option<&str>,
+    ) -> Result<Vec<ListedVolume>, RuntimeError> {
+        let mut wanted = vec![format!("{}={node}", labels::NODE)];
+        wanted.extend(pod_uid.map(|uid| format!("{}={uid}", labels::POD_UID)));
+        let filters = HashMap::from([("label", wanted)]);
+        let options = ListVolumesOptionsBuilder::new().filters(&filters).build();
+        let call = self.docker.list_volumes(Some(options));
+        let found = within("list volumes", SHORT_DEADLINE, call).await?;
+        let volumes = found.volumes.unwrap_or_default().into_iter();
+        let listed = volumes.filter_map(|volume| {
+            labels::decode_volume(&volume.name, |label| volume.labels.get(label))
+        });
+        Ok(listed.collect())
+    }
+
+    async fn remove_volume(&self, name: &str) -> Result<(), RuntimeError> {
+        let call = self.docker.remove_volume(name, None::<RemoveVolumeOptions>);
+        match within("remove volume", LONG_DEADLINE, call).await {
+            Err(RuntimeError::NotFound(_)) => Ok(()),
+            outcome => outcome,
+        }
     }
 
     async fn start(&self, id: &str) -> Result<(), RuntimeError> {

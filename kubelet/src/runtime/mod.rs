@@ -28,6 +28,10 @@ pub use streams::{
     Process, RunOutcome, TerminalSize,
 };
 
+/// The name that a pod's sandbox has among its containers: no container can be called so, because
+/// Kubernetes' names have no capitals.
+pub const SANDBOX: &str = "POD";
+
 /// Whose container this is and which of its lives; kept in the container's labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -39,8 +43,10 @@ pub struct Identity {
     pub pod: ObjectKey,
     /// That pod's uid: a pod that was deleted and created again is another pod.
     pub pod_uid: String,
-    /// The container's name within the pod.
+    /// The container's name within the pod, or [`SANDBOX`].
     pub container: String,
+    /// The id of the sandbox whose network it shares, if the pod has one.
+    pub sandbox: Option<String>,
     /// How many containers of this name the pod had before: Kubernetes' `restartCount`.
     pub restart_count: u32,
     /// How many times in a row the container was started again without having run long enough to
@@ -48,6 +54,14 @@ pub struct Identity {
     pub crash_streak: u32,
     /// The pod's grace period, for when the pod itself can no longer be asked.
     pub grace_seconds: u32,
+}
+
+impl Identity {
+    /// Whether this is the container that holds a pod's network for the others.
+    #[must_use]
+    pub fn is_sandbox(&self) -> bool {
+        self.container == SANDBOX
+    }
 }
 
 /// Everything needed to make a container.
@@ -67,8 +81,134 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// Replaces the image's working directory.
     pub working_dir: Option<String>,
-    /// The host name inside the container.
-    pub hostname: String,
+    /// The network it is in.
+    pub network: Network,
+    /// What it may use of the machine.
+    pub resources: Resources,
+    /// Who it runs as and what it may do.
+    pub security: Security,
+    /// What is mounted into it.
+    pub mounts: Vec<Mount>,
+    /// Keeps standard input open.
+    pub stdin: bool,
+    /// Gives it a terminal.
+    pub tty: bool,
+    /// Whether it is meant to end by itself before others are started.
+    pub init: bool,
+    /// Annotations of the pod, for engines that read some.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The network a container is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// One of its own.
+    Own {
+        /// The host name inside.
+        hostname: String,
+        /// What is served, and on which ports of the node.
+        ports: Vec<Port>,
+        /// Further names of addresses: (name, address).
+        hosts: Vec<(String, String)>,
+    },
+    /// That of the container with this id.
+    Of(String),
+    /// The node's.
+    Host,
+}
+
+/// A port that a container serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The port inside.
+    pub container: u16,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: &'static str,
+    /// The port of the node that leads there.
+    pub host: Option<u16>,
+    /// The only address of the node on which that port is open; empty for all.
+    pub host_ip: String,
+}
+
+/// What a container may use of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// At most so many billionths of a processor.
+    pub nano_cpus: Option<i64>,
+    /// Its share of the processors while they are contended: 1024 for each it requested.
+    pub cpu_shares: Option<i64>,
+    /// At most so much memory.
+    pub memory_bytes: Option<i64>,
+}
+
+/// Who a container runs as and what it may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Security {
+    /// `uid` or `uid:gid`, instead of the image's user.
+    pub user: Option<String>,
+    /// Further groups.
+    pub groups: Vec<String>,
+    /// Nothing can be written outside its mounts.
+    pub read_only_root: bool,
+    /// Nothing is kept from it.
+    pub privileged: bool,
+    /// No program gives it more rights than it has.
+    pub no_new_privileges: bool,
+    /// Capabilities it gets besides the engine's usual ones.
+    pub add_capabilities: Vec<String>,
+    /// Capabilities it does not get.
+    pub drop_capabilities: Vec<String>,
+    /// It sees the node's processes.
+    pub host_pid: bool,
+    /// It sees the node's shared memory and semaphores.
+    pub host_ipc: bool,
+}
+
+/// Something mounted into a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Where in the container.
+    pub target: String,
+    /// What.
+    pub source: MountSource,
+    /// Whether it cannot be written there.
+    pub read_only: bool,
+}
+
+/// What a mount shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MountSource {
+    /// A volume of this name on the engine.
+    Volume(String),
+    /// A path of the node.
+    HostPath {
+        /// The path.
+        path: String,
+        /// Whether it has to be there; a directory is made otherwise.
+        must_exist: bool,
+    },
+}
+
+/// A directory that lives as long as its pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its name on the engine, unique there.
+    pub name: String,
+    /// Whether it is kept in memory, and at most how many bytes of it (0: no limit).
+    pub memory: Option<u64>,
+}
+
+/// Whose volume this is; kept in the volume's labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedVolume {
+    /// Its name on the engine.
+    pub name: String,
+    /// The cluster.
+    pub cluster: String,
+    /// The pod.
+    pub pod: ObjectKey,
+    /// That pod's uid.
+    pub pod_uid: String,
 }
 
 /// A container as the engine shows it.
@@ -213,6 +353,29 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Makes a container and answers its id. [`RuntimeError::Conflict`] if the name is in use.
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError>;
+
+    /// The image that sandboxes are made of, which is there once this has answered.
+    async fn sandbox_image(&self) -> Result<String, RuntimeError>;
+
+    /// Gives a container another name. Does nothing if there is no such container.
+    async fn rename(&self, id: &str, name: &str) -> Result<(), RuntimeError>;
+
+    /// Makes the volumes of a pod that are not there yet: empty, and writable for everybody.
+    async fn create_volumes(
+        &self,
+        owner: &Identity,
+        volumes: &[Volume],
+    ) -> Result<(), RuntimeError>;
+
+    /// The volumes of pods that were made for that node, of one pod (by uid) or of all.
+    async fn list_volumes(
+        &self,
+        node: &str,
+        pod_uid: Option<&str>,
+    ) -> Result<Vec<ListedVolume>, RuntimeError>;
+
+    /// Removes a volume that no container uses. Does nothing if it is gone.
+    async fn remove_volume(&self, name: &str) -> Result<(), RuntimeError>;
 
     /// Starts a container that was made; does nothing if it runs.
     async fn start(&self, id: &str) -> Result<(), RuntimeError>;

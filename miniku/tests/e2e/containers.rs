@@ -78,7 +78,7 @@ async fn up_runs_a_replicaset_and_finds_it_again_after_its_own_death() {
     assert_eq!(up.api.delete(&path).await.status, 204);
     pods_are_gone(&up.api, &name).await;
     wait_for("no container is left", async || {
-        let left = containers.list();
+        let left = containers.list_all();
         holds(left.is_empty(), format!("{left:#?}"))
     })
     .await;
@@ -145,7 +145,7 @@ async fn containers_that_die_come_back() {
         assert_eq!(api.delete(&format!("/pods/{pod}")).await.status, 204);
         pods_are_gone(api, pod).await;
     }
-    let left: Vec<Container> = containers.list();
+    let left: Vec<Container> = containers.list_all();
     assert!(left.iter().all(|container| container.name != crashing), "{left:#?}");
 }
 
@@ -209,7 +209,7 @@ async fn containers_outlive_each_component() {
     plane.kubelets[1].signal(Signal::CONT);
     pods_are_gone(&api, name).await;
     wait_for("no container is left", async || {
-        let left = containers.list();
+        let left = containers.list_all();
         holds(left.is_empty(), format!("{left:#?}"))
     })
     .await;

@@ -62,9 +62,9 @@ impl FakeRuntime {
 
     /// The container of that name writes a line.
     pub fn log(&self, name: &str, stream: OutputStream, line: &str) {
-        if let Some(id) = self.id_of(name) {
+        let mut state = self.state.lock();
+        if let Some(id) = state.of_names.get(name).cloned() {
             let bytes = Bytes::from(format!("{line}\n"));
-            let mut state = self.state.lock();
             let log = state.logs.entry(id).or_default();
             log.entries.push_back(LogEntry { at: Timestamp::now(), stream, bytes });
             if log.entries.len() > LOG_ENTRIES_MAX {
@@ -72,7 +72,8 @@ impl FakeRuntime {
                 log.dropped += 1;
             }
         }
-        self.changed.send_modify(|changes| *changes = changes.wrapping_add(1));
+        drop(state);
+        self.wake_followers();
     }
 
     pub(super) fn begin_exec(
@@ -81,7 +82,7 @@ impl FakeRuntime {
         request: &ExecRequest,
     ) -> Result<Execution, RuntimeError> {
         let state = self.reachable()?;
-        let container = state.containers.get(id).ok_or_else(|| no_such_container(id))?;
+        let container = state.get(id).ok_or_else(|| no_such_container(id))?;
         if !matches!(container.state, ContainerState::Running { .. }) {
             return Err(RuntimeError::Conflict(format!("container {id} is not running")));
         }
@@ -127,7 +128,7 @@ impl FakeRuntime {
 
     pub(super) fn begin_logs(&self, id: &str, request: &LogRequest) -> Result<Logs, RuntimeError> {
         let state = self.reachable()?;
-        if !state.containers.contains_key(id) {
+        if state.get(id).is_none() {
             return Err(no_such_container(id));
         }
         let first = state.logs.get(id).map_or(0, |log| {
@@ -177,7 +178,7 @@ impl Follower {
 impl State {
     /// The entry of that number or the first that is kept after it, and whether the container runs.
     fn entry_at(&self, id: &str, next: &mut usize) -> (Option<LogEntry>, bool) {
-        let state = self.containers.get(id).map(|container| &container.state);
+        let state = self.get(id).map(|container| &container.state);
         let running = matches!(state, Some(ContainerState::Running { .. }));
         let entry = self.logs.get(id).and_then(|log| {
             let index = next.saturating_sub(log.dropped);

@@ -36,8 +36,16 @@ impl Containers {
         Self { prefix: format!("e2e{}-{name}", std::process::id()) }
     }
 
-    /// Those that exist, running or not, in the order of their names.
+    /// Those that exist, running or not, in the order of their names. Lives of a container that
+    /// were succeeded by another are left out: they are kept for their logs.
     pub(crate) fn list(&self) -> Vec<Container> {
+        let mut containers = self.list_all();
+        containers.retain(|container| !container.name.contains("__"));
+        containers
+    }
+
+    /// All of them, predecessors included.
+    pub(crate) fn list_all(&self) -> Vec<Container> {
         let filter = format!("name=^{}", self.prefix);
         let format = "{{.Names}}\t{{.ID}}\t{{.Label \"miniku.node\"}}\t{{.State}}";
         let listed = docker(&["ps", "-a", "--no-trunc", "--filter", &filter, "--format", format]);
@@ -63,7 +71,7 @@ impl Containers {
 
 impl Drop for Containers {
     fn drop(&mut self) {
-        for container in self.list() {
+        for container in self.list_all() {
             // One that is on its way out already is as good as gone.
             let _ = Command::new("docker").args(["rm", "-f", &container.id]).output();
         }
