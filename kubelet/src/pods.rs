@@ -29,7 +29,7 @@ use crate::error::Chain;
 use crate::hooks::Hooks;
 use crate::images::Puller;
 use crate::node::NodeFacts;
-use crate::plan::{Input, Plan, plan, plan_orphans};
+use crate::plan::{Action, Input, Plan, plan, plan_orphans};
 use crate::record::{Record, annotate, told_restarts};
 use crate::runtime::{Container, ContainerState, Identity, Runtime, RuntimeError};
 use crate::spec::{self, Host};
@@ -291,10 +291,17 @@ impl Pods {
         if !left.is_empty() {
             let (actions, wake_at) = plan_orphans(&left, &record.stopping, self.clock.now());
             let mut next = wake_at.map_or(Next::Idle, |at| self.until(at));
+            let last = actions.len() == left.len()
+                && actions.iter().all(|action| matches!(action, Action::Remove { .. }));
             for action in actions {
                 tracing::info!(?action, "the container has no pod any more");
                 if self.carry_out(action, None, &left, record).await? == Next::Again {
                     next = Next::Again;
+                }
+            }
+            if last {
+                for orphan in &left {
+                    self.remove_volumes(&orphan.identity.pod_uid).await?;
                 }
             }
             return Ok(next);

@@ -17,7 +17,9 @@ use k8s_openapi::api::core::v1::Pod;
 use kubelet::{Config, Running, RuntimeKind};
 use serde_json::{Value, json};
 
-use support::{Etcd, Pods, annotation, entry, eventually, is_ready, phase, restarts, waiting};
+use support::{
+    Etcd, Pods, annotation, ended, entry, eventually, is_ready, phase, restarts, waiting,
+};
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -75,11 +77,15 @@ impl World {
     }
 
     async fn kubelet(&self, node: u32) -> Running {
+        self.kubelet_that(node, false).await
+    }
+
+    async fn kubelet_that(&self, node: u32, allow_host_access: bool) -> Running {
         kubelet::start(Config {
             store: self.etcd.url.parse().unwrap(),
             node_name: self.node(node),
             runtime: RuntimeKind::Docker,
-            allow_host_access: false,
+            allow_host_access,
             node_ip: None,
         })
         .await
@@ -93,6 +99,37 @@ impl World {
             json!({"image": self.image(), "command": [BUSYBOX, "sh", "-c"], "args": [script]});
         self.pods.run(&name, &self.node(node), container, spec).await;
         name
+    }
+
+    /// A container that runs a shell script.
+    fn container(&self, name: &str, script: &str) -> Value {
+        let command = [BUSYBOX, "sh", "-c", script];
+        json!({"name": name, "image": self.image(), "command": command})
+    }
+
+    /// Runs a pod as it is written, and gives back its name.
+    async fn run_pod(&self, name: &str, node: u32, spec: &Value) -> String {
+        let name = self.pod(name);
+        let pod = json!({"metadata": {"name": name, "namespace": "default"}, "spec": spec});
+        let pod = self.pods.0.create(serde_json::from_value(pod).unwrap()).await.unwrap();
+        self.pods.0.bind(&pod, &self.node(node)).await.unwrap();
+        name
+    }
+
+    async fn delete(&self, name: &str) {
+        self.pods.delete(name).await;
+        self.pods.until_gone(name).await;
+    }
+
+    /// Nothing that a kubelet made for the node is left.
+    async fn until_clean(&self, node: u32) {
+        let label = format!("label=miniku.node={}", self.node(node));
+        let volumes = || docker(&["volume", "ls", "-q", "--filter", &label]).unwrap();
+        // A pod that has ended goes from the store at once, and its containers after it.
+        eventually("nothing is left", async || {
+            self.containers(node).is_empty() && volumes().is_empty()
+        })
+        .await;
     }
 
     /// The names and ids of all containers of a node, also of those that do not run.
@@ -123,6 +160,12 @@ impl Drop for World {
         for node in [1, 2] {
             for (_, id) in self.containers(node) {
                 docker(&["rm", "-f", &id]);
+            }
+            let label = format!("label=miniku.node={}", self.node(node));
+            for volume in
+                docker(&["volume", "ls", "-q", "--filter", &label]).unwrap_or_default().lines()
+            {
+                docker(&["volume", "rm", volume]);
             }
         }
         docker(&["rmi", &self.image()]);
@@ -293,5 +336,217 @@ async fn pods_end_as_their_restart_policy_says_and_the_deaf_are_killed() {
         world.pods.until_gone(name).await;
     }
     eventually("nothing is left", async || world.containers(1).is_empty()).await;
+    kubelet.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_containers_share_a_network_and_a_volume() {
+    let world = world!();
+    let kubelet = world.kubelet(1).await;
+    let mut init = world.container("init", "echo hello >/data/x");
+    let mut server = world.container(
+        "server",
+        "trap 'exit 0' TERM; /bin/busybox httpd -f -p 127.0.0.1:8080 -h /data & wait",
+    );
+    let fetch = "trap 'exit 0' TERM; until /bin/busybox wget -qO /data/got 127.0.0.1:8080/x; \
+                 do /bin/busybox sleep 0.1; done; /bin/busybox sleep 1000000 & wait";
+    let mut client = world.container("client", fetch);
+    for container in [&mut init, &mut server, &mut client] {
+        container["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+    }
+    // Everybody may write an emptyDir.
+    client["securityContext"] = json!({"runAsUser": 1000});
+    let spec = json!({
+        "initContainers": [init], "containers": [server, client],
+        "volumes": [{"name": "data", "emptyDir": {}}],
+    });
+    let name = world.run_pod("many", 1, &spec).await;
+    let all_ready = |pod: &Pod| phase(pod) == "Running" && support::is_pod_ready(pod);
+    let before = world.pods.until(&name, "runs", all_ready).await;
+    let names = || world.containers(1).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let expected = [
+        name.clone(),
+        format!("{name}__client"),
+        format!("{name}__init"),
+        format!("{name}__server"),
+    ];
+    assert_eq!(names(), expected);
+    let got = || docker(&["exec", &expected[1], BUSYBOX, "cat", "/data/got"]);
+    eventually("one has fetched from the other", async || got().as_deref() == Some("hello")).await;
+    let address = docker(&["inspect", "-f", "{{.NetworkSettings.IPAddress}}", &name]).unwrap();
+    assert_eq!(before.status.as_ref().unwrap().pod_ip.as_deref(), Some(&*address));
+
+    // One of them dies: the other does not notice.
+    docker(&["kill", &expected[3]]).unwrap();
+    let server_again =
+        |pod: &Pod| all_ready(pod) && entry(pod).is_some_and(|server| server.restart_count == 1);
+    let pod = world.pods.until(&name, "serves again", server_again).await;
+    let other = |pod: &Pod| pod.status.clone().unwrap().container_statuses.unwrap()[1].clone();
+    assert_eq!(other(&pod), other(&before));
+
+    // The network is lost: everything begins anew, by another kubelet just as well.
+    kubelet.shutdown().await;
+    docker(&["rm", "-f", &name]).unwrap();
+    let kubelet = world.kubelet(1).await;
+    let anew = |pod: &Pod| all_ready(pod) && other(pod).restart_count == 1;
+    let pod = world.pods.until(&name, "is made anew", anew).await;
+    assert_eq!(pod.status.unwrap().init_container_statuses.unwrap()[0].restart_count, 1);
+    eventually("it has fetched again", async || got().as_deref() == Some("hello")).await;
+
+    world.delete(&name).await;
+    world.until_clean(1).await;
+    kubelet.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_roots_limits_and_memory_are_as_asked_for() {
+    let world = world!();
+    let kubelet = world.kubelet(1).await;
+    let b = BUSYBOX;
+    let script = format!(
+        "set -e; test $({b} id -u):$({b} id -g) = 1000:2000; ! {b} touch /x; {b} touch /disk/x; \
+         test $({b} stat -f -c %T /memory) = tmpfs; {b} touch /memory/x; \
+         test $({b} hostname) = fixed; test \"$IP\" = $({b} hostname -i)"
+    );
+    let mut container = world.container("main", &script);
+    container["securityContext"] =
+        json!({"runAsUser": 1000, "runAsGroup": 2000, "readOnlyRootFilesystem": true});
+    container["env"] =
+        json!([{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]);
+    container["volumeMounts"] = json!([
+        {"name": "disk", "mountPath": "/disk"}, {"name": "memory", "mountPath": "/memory"},
+    ]);
+    let spec = json!({
+        "restartPolicy": "Never", "hostname": "fixed", "containers": [container],
+        "volumes": [
+            {"name": "disk", "emptyDir": {}},
+            {"name": "memory", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+        ],
+    });
+    let user = world.run_pod("user", 1, &spec).await;
+    let mut eater = world.container("main", "x=aaaaaaaa; while :; do x=$x$x; done");
+    eater["resources"] = json!({"limits": {"memory": "16Mi", "cpu": "500m"}});
+    let spec = json!({"restartPolicy": "Never", "containers": [eater]});
+    let eater = world.run_pod("eater", 1, &spec).await;
+
+    let end = |wanted: &'static str| move |pod: &Pod| phase(pod) == wanted;
+    world.pods.until(&user, "finds everything in order", end("Succeeded")).await;
+    let pod = world.pods.until(&eater, "eats too much", end("Failed")).await;
+    let killed = ended(&pod).unwrap();
+    assert_eq!((killed.exit_code, killed.reason.as_deref()), (137, Some("OOMKilled")));
+    let limits =
+        docker(&["inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}}", &eater]);
+    assert_eq!(limits.unwrap(), "16777216 500000000");
+    for name in [&user, &eater] {
+        world.delete(name).await;
+    }
+    world.until_clean(1).await;
+    kubelet.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_gets_to_the_node_only_where_that_is_allowed() {
+    let world = world!();
+    let kubelets = (world.kubelet(1).await, world.kubelet_that(2, true).await);
+    let dir = tempfile::tempdir().unwrap();
+    let mut container = world.container("main", SERVE);
+    container["volumeMounts"] = json!([{"name": "host", "mountPath": "/host"}]);
+    let hook = [BUSYBOX, "sh", "-c", "echo said >/host/goodbye"];
+    container["lifecycle"] = json!({"preStop": {"exec": {"command": hook}}});
+    let spec = json!({
+        "hostNetwork": true, "containers": [container],
+        "volumes": [{"name": "host", "hostPath": {"path": dir.path()}}],
+    });
+    let refused = world.run_pod("refused", 1, &spec).await;
+    let allowed = world.run_pod("allowed", 2, &spec).await;
+    let blocked = |pod: &Pod| waiting(pod).is_some_and(|(why, _)| why == "Blocked");
+    let pod = world.pods.until(&refused, "is refused", blocked).await;
+    assert!(waiting(&pod).unwrap().1.starts_with("spec.hostNetwork "), "{:?}", waiting(&pod));
+    assert_eq!((phase(&pod), world.containers(1).len()), ("Pending", 0));
+
+    let status = world.pods.until_running(&allowed).await.status.unwrap();
+    assert_eq!(status.pod_ip, status.host_ip);
+    for name in [&refused, &allowed] {
+        world.delete(name).await;
+    }
+    let said = std::fs::read_to_string(dir.path().join("goodbye")).unwrap();
+    assert_eq!(said, "said\n", "the preStop hook ran before it was stopped");
+    world.until_clean(1).await;
+    world.until_clean(2).await;
+    kubelets.0.shutdown().await;
+    kubelets.1.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_deleted_while_they_are_made_leave_nothing_behind() {
+    let world = world!();
+    let kubelet = world.kubelet(1).await;
+    let mut names = Vec::new();
+    for number in 0..6 {
+        let mut first = world.container("first", SERVE);
+        first["volumeMounts"] = json!([{"name": "data", "mountPath": "/data"}]);
+        let spec = json!({
+            "terminationGracePeriodSeconds": 5,
+            "initContainers": [world.container("init", "true")],
+            "containers": [first, world.container("second", SERVE)],
+            "volumes": [{"name": "data", "emptyDir": {}}],
+        });
+        names.push(world.run_pod(&format!("short-{number}"), 1, &spec).await);
+    }
+    // Each is caught at another stage.
+    for (stage, name) in names.iter().enumerate() {
+        let made = || world.containers(1).iter().filter(|(one, _)| one.starts_with(name)).count();
+        eventually("it has come that far", async || made() >= stage.min(4)).await;
+        world.pods.delete(name).await;
+    }
+    for name in &names {
+        world.pods.until_gone(name).await;
+    }
+    world.until_clean(1).await;
+    kubelet.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_exit_means_what_the_restart_policy_says() {
+    let world = world!();
+    let kubelet = world.kubelet(1).await;
+    let mut names = Vec::new();
+    for (policy, script) in
+        [("Always", "true"), ("OnFailure", "true"), ("OnFailure", "exit 4"), ("Never", "true")]
+    {
+        let spec =
+            json!({"restartPolicy": policy, "containers": [world.container("main", script)]});
+        let name = format!("{}-{}", policy.to_lowercase(), names.len());
+        names.push(world.run_pod(&name, 1, &spec).await);
+    }
+    let failing = json!({
+        "restartPolicy": "Never", "initContainers": [world.container("init", "exit 5")],
+        "containers": [world.container("main", SERVE)],
+    });
+    names.push(world.run_pod("init-fails", 1, &failing).await);
+    let waits = |pod: &Pod| {
+        waiting(pod).is_some_and(|(why, _)| why == "CrashLoopBackOff") && phase(pod) == "Running"
+    };
+    let last = |pod: &Pod| entry(pod).unwrap().last_state.clone().unwrap().terminated.unwrap();
+    let pod = world.pods.until(&names[0], "is run again and again", waits).await;
+    assert_eq!((last(&pod).exit_code, last(&pod).reason.as_deref()), (0, Some("Completed")));
+    assert_eq!(restarts(&pod), 1);
+    let pod = world.pods.until(&names[2], "is run again and again", waits).await;
+    assert_eq!((last(&pod).exit_code, last(&pod).reason.as_deref()), (4, Some("Error")));
+    // The life before is there for its log.
+    let lives =
+        docker(&["inspect", "-f", "{{.State.ExitCode}}", &format!("{}__main__0", names[2])]);
+    assert_eq!(lives.as_deref(), Some("4"));
+    let end = |wanted: &'static str| move |pod: &Pod| phase(pod) == wanted;
+    for name in [&names[1], &names[3]] {
+        let pod = world.pods.until(name, "succeeds", end("Succeeded")).await;
+        assert_eq!(restarts(&pod), 0);
+    }
+    let pod = world.pods.until(&names[4], "fails with its init container", end("Failed")).await;
+    assert_eq!(waiting(&pod).unwrap().0, "PodInitializing");
+    for name in &names {
+        world.delete(name).await;
+    }
+    world.until_clean(1).await;
     kubelet.shutdown().await;
 }

@@ -82,16 +82,21 @@ impl Pods {
             Action::FinishDeletion => {
                 let Some(pod) = pod else { return Ok(Next::Idle) };
                 if !spec::volumes(pod).is_empty() {
-                    let node = &self.host.node;
-                    for volume in self.runtime.list_volumes(node, Some(pod.uid())).await? {
-                        self.runtime.remove_volume(&volume.name).await?;
-                    }
+                    self.remove_volumes(pod.uid()).await?;
                 }
                 self.pods.finish_delete(&pod.key(), pod.uid()).await?;
                 tracing::info!("pod deleted");
                 Ok(Next::Gone)
             }
         }
+    }
+
+    /// Removes what the engine keeps for a pod that has no containers any more.
+    pub(super) async fn remove_volumes(&self, pod_uid: &str) -> Result<(), RuntimeError> {
+        for volume in self.runtime.list_volumes(&self.host.node, Some(pod_uid)).await? {
+            self.runtime.remove_volume(&volume.name).await?;
+        }
+        Ok(())
     }
 
     async fn create_sandbox(

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use api::{Api, Client, ClientConfig, Clock, ObjectKey, Store};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -139,6 +139,19 @@ pub(crate) fn entry(pod: &Pod) -> Option<&ContainerStatus> {
 
 pub(crate) fn is_ready(pod: &Pod) -> bool {
     entry(pod).is_some_and(|entry| entry.ready)
+}
+
+/// Whether the pod as a whole is ready.
+#[allow(dead_code, reason = "not every test file asks")]
+pub(crate) fn is_pod_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// How the pod's first container ended.
+#[allow(dead_code, reason = "not every test file asks")]
+pub(crate) fn ended(pod: &Pod) -> Option<ContainerStateTerminated> {
+    entry(pod)?.state.clone()?.terminated
 }
 
 pub(crate) fn restarts(pod: &Pod) -> i32 {
