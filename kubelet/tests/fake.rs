@@ -357,3 +357,82 @@ async fn a_pod_made_again_under_its_name_is_another_pod() {
     assert_eq!(world.names(), ["web"]);
     kubelet.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_containers_live_and_die_together() {
+    let world = world!();
+    let kubelet = world.kubelet("node-1").await;
+    let container = |name: &str| json!({"name": name, "image": "nginx"});
+    let spec = json!({
+        "initContainers": [container("init")], "containers": [container("a"), container("b")],
+        "volumes": [{"name": "data", "emptyDir": {}}],
+    });
+    let pod = json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec});
+    let pod = world.pods.0.create(serde_json::from_value(pod).unwrap()).await.unwrap();
+    world.pods.0.bind(&pod, "node-1").await.unwrap();
+    let pod = world.pods.until("web", "is ready", support::is_pod_ready).await;
+    assert!(pod.status.unwrap().pod_ip.is_some());
+    assert_eq!(world.all_names(), ["web", "web__a", "web__b", "web__init"]);
+    assert_eq!(world.engine.volumes().len(), 1);
+
+    world.engine.end("web__a", 1);
+    let again = |pod: &_| restarts(pod) == 1 && support::is_pod_ready(pod);
+    world.pods.until("web", "is ready again", again).await;
+    assert_eq!(world.all_names(), ["web", "web__a", "web__a__0", "web__b", "web__init"]);
+
+    world.pods.delete("web").await;
+    world.pods.until_gone("web").await;
+    assert_eq!(world.all_names(), [""; 0]);
+    assert_eq!(world.engine.volumes(), [""; 0]);
+    kubelet.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn annotations_say_what_fake_containers_do() {
+    let world = world!();
+    let kubelet = world.kubelet("node-1").await;
+    let run = async |name: &str, annotations: serde_json::Value, policy: &str| {
+        let pod = json!({
+            "metadata": {"name": name, "namespace": "default", "annotations": annotations},
+            "spec": {"restartPolicy": policy, "containers": [{"name": "main", "image": "nginx"}]},
+        });
+        let pod = world.pods.0.create(serde_json::from_value(pod).unwrap()).await.unwrap();
+        world.pods.0.bind(&pod, "node-1").await.unwrap();
+    };
+    let exits = |code: &str| json!({"fake.miniku.dev/exit-after": "20ms", "fake.miniku.dev/exit-code": code});
+    run("fails", exits("7"), "Never").await;
+    run("succeeds", exits("0"), "OnFailure").await;
+    run("crashes", exits("1"), "Always").await;
+    run("broken", json!({"fake.miniku.dev/start-error": "no such file"}), "Always").await;
+    run("unclear", json!({"fake.miniku.dev/exit-after": "soon"}), "Always").await;
+    let pod = world.pods.until("fails", "fails", |pod| phase(pod) == "Failed").await;
+    assert_eq!(support::ended(&pod).unwrap().exit_code, 7);
+    world.pods.until("succeeds", "succeeds", |pod| phase(pod) == "Succeeded").await;
+    let reason = |wanted: &'static str| {
+        move |pod: &_| waiting(pod).is_some_and(|(reason, _)| reason == wanted)
+    };
+    for name in ["crashes", "broken"] {
+        let pod = world.pods.until(name, "waits", reason("CrashLoopBackOff")).await;
+        assert_eq!(restarts(&pod), 1);
+    }
+    let pod = world.pods.until("unclear", "says why", reason("CreateContainerError")).await;
+    assert!(waiting(&pod).unwrap().1.contains("fake.miniku.dev/exit-after"));
+    kubelet.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_stuck_containers_hold_nobody_up() {
+    let world = world!();
+    let start_delay = Duration::from_secs(3600);
+    world.engine.script("stuck", Script { start_delay, ..Script::default() });
+    let kubelet = world.kubelet("node-1").await;
+    // More than are worked on side by side.
+    for number in 0..70 {
+        let name = format!("stuck-{number}");
+        world.pods.run(&name, "node-1", json!({"image": "stuck"}), json!({})).await;
+    }
+    eventually("all are being started", async || world.names().len() >= 64).await;
+    world.pods.run("fine", "node-1", json!({"image": "nginx"}), json!({})).await;
+    world.pods.until_running("fine").await;
+    drop(kubelet);
+}
