@@ -181,6 +181,9 @@ pub(crate) struct Plan {
     pub(crate) actions: Vec<Action>,
     pub(crate) status: PodStatus,
     pub(crate) retry: Option<Retry>,
+    /// The status holds news that the actions overtake: an exit that is followed by a restart at
+    /// once. Tell it before acting, so that whoever watches sees it.
+    pub(crate) tell_first: bool,
     pub(crate) wake_at: Option<Timestamp>,
 }
 
@@ -189,6 +192,7 @@ pub(crate) struct Plan {
 struct Steps {
     actions: Vec<Action>,
     retry: Option<Retry>,
+    tell_first: bool,
     wake_at: Option<Timestamp>,
 }
 
@@ -396,8 +400,8 @@ fn without_network(view: &View<'_>, absence: &Absence<'_>, mut steps: Steps) -> 
 /// The plan that takes these steps and tells what was found.
 fn tell(view: &View<'_>, subjects: &[Subject<'_>], steps: Steps) -> Plan {
     let facts = Facts { input: view.input, subjects, sandbox: view.sandbox };
-    let Steps { actions, retry, wake_at } = steps;
-    Plan { actions, status: status::pod_status(&facts), retry, wake_at }
+    let Steps { actions, retry, tell_first, wake_at } = steps;
+    Plan { actions, status: status::pod_status(&facts), retry, tell_first, wake_at }
 }
 
 /// How a failed attempt is worded: the first failed pull is `ErrImagePull`, later ones are

@@ -348,6 +348,12 @@ impl Pods {
             self.tell(pod, &plan, record).await?;
             return Ok(plan.wake_at.map_or(Next::Idle, |at| self.until(at)));
         }
+        if plan.tell_first
+            && let Err(error) = self.tell(pod, &plan, record).await
+        {
+            // The pod must not stay down because the store is; it is told later.
+            tracing::debug!(error = %Chain(&error), "the exit is not told of yet");
+        }
         let mut next = plan.wake_at.map_or(Next::Idle, |at| self.until(at));
         for action in plan.actions {
             match self.carry_out(action, Some(pod), seen, record).await? {

@@ -167,6 +167,19 @@ pub(crate) fn ended_with(previous: &PodStatus, subject: &Subject<'_>) -> Option<
     exit_code(subject.entry(previous)?)
 }
 
+/// Whether it was told already how this container ended.
+pub(crate) fn knows_end_of(
+    input: &Input<'_>,
+    subject: &Subject<'_>,
+    container: &Container,
+) -> bool {
+    let id = id_shown(input, container);
+    let entry = subject.entry(input.previous);
+    let states = entry.into_iter().flat_map(|entry| [&entry.state, &entry.last_state]);
+    let mut ends = states.flatten().filter_map(|state| state.terminated.as_ref());
+    ends.any(|end| end.container_id.as_ref() == Some(&id))
+}
+
 /// Since when a container runs, if that is what was told of it last.
 pub(crate) fn running_since(previous: &PodStatus, subject: &Subject<'_>) -> Option<Timestamp> {
     let running = subject.entry(previous)?.state.as_ref()?.running.as_ref()?;

@@ -178,7 +178,14 @@ fn exited<'a>(
         crash_streak: restart.next_streak,
         ..in_network(network)
     };
-    make(view, subject, life, Some(container.id.clone()), steps)
+    let before = steps.actions.len();
+    let shown = make(view, subject, life, Some(container.id.clone()), steps);
+    if steps.actions.len() == before {
+        return shown;
+    }
+    steps.retry(Retry { start_failures: 0, at: restart.due });
+    steps.tell_first |= !status::knows_end_of(view.input, subject, container);
+    Shown::Terminated(exit.clone())
 }
 
 /// Makes a container, as soon as its image is there and the backoff of earlier attempts is over.

@@ -197,11 +197,11 @@ fn every_row_of_the_action_table() {
             vec![], ("Running", "running", "")),
         // The first exit is followed by a restart at once, whatever the code.
         ("Always", "Running", was_running(0), is(exit(1, 5)),
-            vec![again()], ("Running", "waiting", "ContainerCreating")),
+            vec![again()], ("Running", "terminated", "Error")),
         ("Always", "Running", was_running(0), is(exit(0, 5)),
-            vec![again()], ("Running", "waiting", "ContainerCreating")),
+            vec![again()], ("Running", "terminated", "Completed")),
         ("OnFailure", "Running", was_running(0), is(exit(1, 5)),
-            vec![again()], ("Running", "waiting", "ContainerCreating")),
+            vec![again()], ("Running", "terminated", "Error")),
         ("OnFailure", "Running", was_running(0), is(exit(0, 5)),
             vec![], ("Succeeded", "terminated", "Completed")),
         ("Never", "Running", was_running(0), is(exit(1, 5)),
@@ -237,7 +237,7 @@ fn a_crash_loop_waits_longer_each_time_and_says_until_when() {
     // crash streak, seconds run -> seconds waited after the exit
     for (streak, ran, wait) in [(1, 5, 10), (2, 5, 20), (3, 5, 40), (7, 5, 300), (7, 700, 0)] {
         let ended = container("old", 3, streak, exit(1, ran));
-        let case = Case::new(pod("Always", "Running", &was_running(3)), [ended]);
+        let mut case = Case::new(pod("Always", "Running", &was_running(3)), [ended]);
         let due = 50 + ran + wait;
         if wait > 0 {
             let early = case.plan(due - 1);
@@ -253,7 +253,13 @@ fn a_crash_loop_waits_longer_each_time_and_says_until_when() {
             assert!(message.as_ref().unwrap().starts_with(&expected), "{message:?}");
         }
         let next_streak = if ran >= 600 { 1 } else { streak + 1 };
-        assert_eq!(case.plan(due).actions, [create(4, next_streak, Some("old"))]);
+        let on_time = case.plan(due);
+        assert_eq!(on_time.actions, [create(4, next_streak, Some("old"))]);
+        assert_eq!(on_time.retry, Some(Retry { start_failures: 0, at: at(due) }));
+        // An exit that nobody was told of is told before it is overtaken, and once.
+        assert!(on_time.tell_first);
+        case.tell(due - wait.min(1));
+        assert!(!case.plan(due).tell_first);
     }
 }
 

@@ -117,11 +117,11 @@ fn sandbox_then_init_containers_in_order_then_the_others_at_once() {
 fn an_init_container_that_fails_is_run_again_by_the_restart_policy() {
     // policy, streak of the life that failed, now -> action, phase, state
     let table = [
-        ("Always", 0, 60, Some(create("i1", 1, Some("i10"))), "Pending", "ContainerCreating"),
-        ("OnFailure", 0, 60, Some(create("i1", 1, Some("i10"))), "Pending", "ContainerCreating"),
+        ("Always", 0, 60, Some(create("i1", 1, Some("i10"))), "Pending", "Error"),
+        ("OnFailure", 0, 60, Some(create("i1", 1, Some("i10"))), "Pending", "Error"),
         ("Always", 1, 60, None, "Pending", "CrashLoopBackOff"),
         ("OnFailure", 1, 64, None, "Pending", "CrashLoopBackOff"),
-        ("Always", 1, 65, Some(create("i1", 2, Some("i11"))), "Pending", "ContainerCreating"),
+        ("Always", 1, 65, Some(create("i1", 2, Some("i11"))), "Pending", "Error"),
         ("Never", 0, 60, None, "Failed", "Error"),
     ];
     for (policy, streak, now, action, end_phase, reason) in table {
