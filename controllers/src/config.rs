@@ -8,6 +8,8 @@ use api::taints::DefaultTolerations;
 use clap::Args;
 use tokio::task::JoinError;
 
+use crate::node_lifecycle::NodeLifecycleConfig;
+
 /// Where the controllers find the store, and how they behave.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
@@ -15,10 +17,9 @@ pub struct Config {
     #[arg(long, default_value = "http://127.0.0.1:2379", value_name = "URL,…")]
     pub store: Endpoints,
 
-    /// How long a node may be silent before it counts as NotReady, as in 15s or 1m30s. Kubelets
-    /// send a heartbeat every 5 s.
-    #[arg(long, default_value = "15s", value_name = "DURATION", value_parser = api::positive_duration)]
-    pub node_monitor_grace_period: Duration,
+    /// What becomes of nodes that are in trouble.
+    #[command(flatten)]
+    pub node_lifecycle: NodeLifecycleConfig,
 
     /// How many ReplicaSets are worked on at the same time.
     #[arg(long, default_value = "5", value_name = "N")]

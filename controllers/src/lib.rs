@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | ReplicaSet | sets, pods | creates and deletes pods until there are as many as wanted |
 //! | scheduler | pods, nodes | binds pods to nodes |
-//! | node lifecycle | nodes, leases | marks nodes that are not heard of |
+//! | node lifecycle | nodes, leases, pods | marks nodes that are in trouble, and moves their pods |
 //! | garbage | sets, pods, nodes | deletes pods whose owners or nodes are gone |
 //!
 //! All of them are built alike. Informers keep caches like the store; changes become keys in a
@@ -23,6 +23,7 @@ mod replicaset;
 mod scheduler;
 
 pub use config::{Config, Error};
+pub use node_lifecycle::NodeLifecycleConfig;
 
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ const SCHEDULER_WORKERS: usize = 32;
 /// Deletions of pods without owners that are under way at the same time.
 const GARBAGE_WORKERS: usize = 16;
 /// Nodes that are marked at the same time.
-const NODE_WORKERS: usize = 4;
+const NODE_WORKERS: usize = 8;
 
 /// The running controllers.
 #[derive(Debug)]
@@ -84,12 +85,14 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     );
     let garbage =
         garbage::GarbageCollector::new(&store, set_cache, pod_cache.clone(), node_cache.clone());
-    let scheduler = scheduler::Scheduler::new(&store, pod_cache, node_cache.clone());
+    let scheduler = scheduler::Scheduler::new(&store, pod_cache.clone(), node_cache.clone());
     let node_lifecycle = node_lifecycle::NodeLifecycle::new(
         &store,
         node_cache,
         lease_cache,
-        config.node_monitor_grace_period,
+        pod_cache,
+        &events,
+        &config.node_lifecycle,
     );
     let stop = CancellationToken::new();
     let mut controllers = JoinSet::new();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use api::{DeleteOptions, Object, ObjectKey, Scope, WatchEvent};
 use cluster::{BEYOND_GRACE, Cluster, app};
-use k8s_openapi::api::core::v1::{Node, NodeCondition};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod};
 use tokio::time::sleep;
 
 const NOW: Duration = Duration::ZERO;
@@ -218,6 +218,146 @@ async fn a_silent_node_gets_no_pods() {
 
     cluster.create_set("nginx", 4).await;
     cluster.until_spread("nginx", &[("node-2", 4)]).await;
+}
+
+/// Keys and effects of the node's taints.
+async fn taints(cluster: &Cluster, node: &str) -> Vec<(String, String)> {
+    let node = cluster.nodes().get(&ObjectKey::cluster(node)).await.expect("the node is there");
+    let taints = node.spec.unwrap_or_default().taints.unwrap_or_default();
+    taints.into_iter().map(|taint| (taint.key, taint.effect)).collect()
+}
+
+fn unreachable(effects: &[&str]) -> Vec<(String, String)> {
+    let taint = |effect: &&str| ("node.kubernetes.io/unreachable".to_owned(), (*effect).to_owned());
+    effects.iter().map(taint).collect()
+}
+
+/// The pods that are being deleted, and of those that are not, how many run on a node.
+async fn moved(cluster: &Cluster, node: &str) -> (Vec<Pod>, usize) {
+    let (deleting, active): (Vec<_>, Vec<_>) =
+        cluster.all_pods().await.into_iter().partition(|pod| pod.is_deleting());
+    let runs = |pod: &&Pod| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        pod.node_name() == Some(node) && phase == Some("Running")
+    };
+    (deleting, active.iter().filter(runs).count())
+}
+
+/// Pods leave a node in trouble after 2 s.
+const IMPATIENT: [&str; 2] = ["--default-unreachable-toleration-seconds", "2"];
+
+#[tokio::test]
+async fn the_pods_of_a_silent_node_move_and_it_comes_back_clean() {
+    let Some(mut cluster) = Cluster::start(1).await else { return };
+    let _controllers = cluster.controllers_with(&IMPATIENT).await;
+    let kubelet = cluster.node("node-1").await;
+    cluster.node("node-2").await;
+    cluster.until_scheduled_on(2).await;
+    cluster.create_set("nginx", 20).await;
+    cluster.until_spread("nginx", &[("node-1", 10), ("node-2", 10)]).await;
+    let mut before = cluster.all_pods().await;
+    before.retain(|pod| pod.node_name() == Some("node-1"));
+
+    kubelet.abort();
+    let all_move = async {
+        let all = async || moved(&cluster, "node-2").await.1 == 20;
+        cluster.until("all run on node-2", all).await;
+    };
+    cluster.never_more_pods_than(20, all_move).await;
+    let (deleting, _) = moved(&cluster, "node-2").await;
+    let names = |pods: &[Pod]| pods.iter().map(|pod| pod.name().to_owned()).collect::<Vec<_>>();
+    assert_eq!(names(&deleting), names(&before), "only their kubelet knows when they have ended");
+    for pod in &deleting {
+        let status = pod.status.as_ref().unwrap();
+        assert_eq!(status.reason.as_deref(), Some("NodeLost"));
+        let ready = status.conditions.iter().flatten().find(|known| known.type_ == "Ready");
+        assert_eq!(ready.unwrap().status, "False");
+    }
+    assert_eq!(taints(&cluster, "node-1").await, unreachable(&["NoSchedule", "NoExecute"]));
+    let pods: Vec<String> = names(&before).iter().map(|name| format!("Pod/{name}")).collect();
+    let all_told = async || {
+        let evicted = cluster.told("TaintManagerEviction").await;
+        let lost = cluster.told("NodeNotReady").await;
+        pods.iter().all(|pod| evicted.contains(pod)) && lost.contains("Node/node-1")
+    };
+    cluster.until("events tell of it", all_told).await;
+    assert!(cluster.told("SuccessfulCreate").await.contains("ReplicaSet/nginx"));
+
+    let _kubelet = cluster.revive("node-1").await;
+    cluster.until_spread("nginx", &[("node-2", 20)]).await;
+    let clean = async || taints(&cluster, "node-1").await.is_empty();
+    cluster.until("node-1 has no taints", clean).await;
+}
+
+#[tokio::test]
+async fn no_pod_moves_while_all_nodes_look_dead() {
+    let Some(mut cluster) = Cluster::start(1).await else { return };
+    let patient = ["--default-unreachable-toleration-seconds", "12"];
+    let _controllers = cluster.controllers_with(&patient).await;
+    let kubelets = [cluster.node("node-1").await, cluster.node("node-2").await];
+    cluster.until_scheduled_on(2).await;
+    cluster.create_set("nginx", 4).await;
+    cluster.until_spread("nginx", &[("node-1", 2), ("node-2", 2)]).await;
+    let before = cluster.all_pods().await;
+
+    kubelets[0].abort();
+    let leaving = unreachable(&["NoSchedule", "NoExecute"]);
+    let node_1_leaves = async || taints(&cluster, "node-1").await == leaving;
+    cluster.until("the pods of node-1 are to leave", node_1_leaves).await;
+    kubelets[1].abort();
+    let staying = unreachable(&["NoSchedule"]);
+    for node in ["node-1", "node-2"] {
+        let stays = async || taints(&cluster, node).await == staying;
+        cluster.until(&format!("the pods of {node} are to stay"), stays).await;
+    }
+
+    // Once one is back, the other one's pods are moved to it.
+    let _kubelet = cluster.revive("node-1").await;
+    let all = async || moved(&cluster, "node-1").await.1 == 4;
+    cluster.until("all run on the node that is back", all).await;
+    for pod in before.iter().filter(|pod| pod.node_name() == Some("node-1")) {
+        let now = cluster.pods().get(&pod.key()).await.unwrap();
+        assert_eq!((now.uid(), now.is_deleting()), (pod.uid(), false), "it never left");
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_that_nobody_can_end_is_ended_after_a_while() {
+    let Some(mut cluster) = Cluster::start(1).await else { return };
+    let period = ["--unreachable-pod-removal-period", "1s"];
+    let _controllers = cluster.controllers_with(&period).await;
+    cluster.node("node-1").await;
+    let kubelet = cluster.node("silent").await;
+    kubelet.abort();
+    let pod = cluster.create_pod_on("held", "silent").await;
+    let options = DeleteOptions { grace_seconds: Some(1), ..DeleteOptions::default() };
+    cluster.pods().delete(&pod.key(), &options).await.unwrap();
+    let gone = async || cluster.pods().find(&key("held")).await.unwrap().is_none();
+    cluster.until("it is gone", gone).await;
+    let node = cluster.nodes().get(&ObjectKey::cluster("silent")).await.unwrap();
+    assert_eq!(ready(&node).status, "Unknown", "not before");
+}
+
+#[tokio::test]
+async fn a_cordoned_node_is_tainted_for_as_long() {
+    let Some(mut cluster) = Cluster::start(1).await else { return };
+    let _controllers = cluster.controllers().await;
+    cluster.node("node-1").await;
+    for (cordoned, count) in [(true, 1), (false, 0)] {
+        let cordon = |node: &mut Node| {
+            node.spec.get_or_insert_default().unschedulable = Some(cordoned);
+            Ok(())
+        };
+        cluster.nodes().modify(&ObjectKey::cluster("node-1"), cordon).await.unwrap();
+        let tainted = async || {
+            let taints = taints(&cluster, "node-1").await;
+            let is_cordon = |(key, effect): &(String, String)| {
+                key == "node.kubernetes.io/unschedulable" && effect == "NoSchedule"
+            };
+            taints.len() == count && taints.iter().all(is_cordon)
+        };
+        cluster.until("the taint follows", tainted).await;
+    }
 }
 
 #[tokio::test]

@@ -138,6 +138,9 @@ impl Flat for Pods {
 
 /// The projection of phase and container state to one word.
 fn flat_status(status: Option<&PodStatus>, container: Option<&ContainerStatus>) -> Status {
+    if status.is_some_and(is_node_lost) {
+        return Status::Unknown;
+    }
     match status.and_then(|status| status.phase.as_deref()) {
         Some("Running") => match container.and_then(|container| container.state.as_ref()) {
             Some(ContainerState { running: None, waiting, terminated })
@@ -154,6 +157,11 @@ fn flat_status(status: Option<&PodStatus>, container: Option<&ContainerStatus>) 
     }
 }
 
+/// Whether the pod was given up because its node is not heard of.
+fn is_node_lost(status: &PodStatus) -> bool {
+    status.reason.as_deref() == Some("NodeLost")
+}
+
 /// `docker://d803aed8…` without the engine in front.
 fn bare_container_id(id: &str) -> &str {
     id.split_once("://").map_or(id, |(_, id)| id)
@@ -162,13 +170,16 @@ fn bare_container_id(id: &str) -> &str {
 /// The most telling sentence the object has: why its container is not running, why it has no node,
 /// or what its status says.
 fn message(pod: &Pod, container: Option<&ContainerStatus>) -> String {
-    if pod.metadata.deletion_timestamp.is_some() {
-        return "is being deleted".to_owned();
-    }
     let joined = |reason: Option<&str>, message: Option<&str>| {
         let texts = [reason, message].into_iter().flatten().filter(|text| !text.is_empty());
         texts.collect::<Vec<_>>().join(": ")
     };
+    if let Some(status) = pod.status.as_ref().filter(|status| is_node_lost(status)) {
+        return joined(status.reason.as_deref(), status.message.as_deref());
+    }
+    if pod.metadata.deletion_timestamp.is_some() {
+        return "is being deleted".to_owned();
+    }
     let state = container.and_then(|container| container.state.as_ref());
     if let Some(waiting) = state.and_then(|state| state.waiting.as_ref()) {
         return joined(waiting.reason.as_deref(), waiting.message.as_deref());
@@ -343,6 +354,20 @@ mod tests {
         pod.metadata.deletion_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
         assert_eq!(Pods::form(&pod).message, "is being deleted");
+    }
+
+    #[test]
+    fn nobody_knows_of_a_pod_whose_node_is_lost() {
+        let pod = pod(
+            &json!(null),
+            &json!({"containers": []}),
+            &json!({"phase": "Running", "reason": "NodeLost", "message": "Node a is unresponsive"}),
+        );
+        let form = Pods::form(&pod);
+        assert_eq!(
+            (form.status, form.message.as_str()),
+            (Status::Unknown, "NodeLost: Node a is unresponsive")
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The `Ready` condition of a node that is no longer heard of.
+//! The conditions of a node that is no longer heard of.
 
 use std::time::Duration;
 
@@ -6,18 +6,31 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-/// The node's `Ready` condition.
-pub(crate) fn ready(node: &Node) -> Option<&NodeCondition> {
-    node.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == "Ready")
+/// What kubelets say about their nodes, and nobody knows any more when they fall silent.
+const TOLD_BY_KUBELETS: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
+
+/// The node's condition of that type.
+fn find<'a>(node: &'a Node, type_: &str) -> Option<&'a NodeCondition> {
+    node.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == type_)
 }
 
-/// What to do about a node.
-#[derive(Debug, Clone, PartialEq)]
+/// The node's `Ready` condition.
+pub(crate) fn ready(node: &Node) -> Option<&NodeCondition> {
+    find(node, "Ready")
+}
+
+/// Whether the condition of that type is `True`, `False` or `Unknown`.
+pub(crate) fn status<'a>(node: &'a Node, type_: &str) -> Option<&'a str> {
+    find(node, type_).map(|condition| condition.status.as_str())
+}
+
+/// What is known of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Heard of lately enough.
     Alive,
-    /// Not heard of for the grace period: its `Ready` condition is to become this one.
-    Lost(NodeCondition),
+    /// Not heard of for the grace period: it is to be declared unknown.
+    Lost,
     /// Not heard of, and known to be so.
     KnownLost,
 }
@@ -25,24 +38,37 @@ pub(crate) enum Verdict {
 /// Judges a node whose last heartbeat was seen `silent_for` ago.
 ///
 /// Only a kubelet makes its node ready again: silence is noticed here, recovery is not.
-pub(crate) fn judge(node: &Node, silent_for: Duration, grace: Duration, now: Timestamp) -> Verdict {
+pub(crate) fn judge(node: &Node, silent_for: Duration, grace: Duration) -> Verdict {
     if silent_for < grace {
         return Verdict::Alive;
     }
-    let (reason, message) = match ready(node) {
-        Some(condition) if condition.status == "Unknown" => return Verdict::KnownLost,
-        Some(_) => ("NodeStatusUnknown", "Kubelet stopped posting node status."),
-        None => ("NodeStatusNeverUpdated", "Kubelet never posted node status."),
-    };
-    Verdict::Lost(NodeCondition {
-        type_: "Ready".to_owned(),
-        status: "Unknown".to_owned(),
-        reason: Some(reason.to_owned()),
-        message: Some(message.to_owned()),
-        last_heartbeat_time: ready(node)
-            .and_then(|condition| condition.last_heartbeat_time.clone()),
-        last_transition_time: Some(Time(now)),
-    })
+    match ready(node) {
+        Some(condition) if condition.status == "Unknown" => Verdict::KnownLost,
+        _ => Verdict::Lost,
+    }
+}
+
+/// Makes everything `Unknown` that the node's kubelet said of it.
+pub(crate) fn declare_unknown(node: &mut Node, now: Timestamp) {
+    for type_ in TOLD_BY_KUBELETS {
+        let known = find(node, type_);
+        if known.is_some_and(|condition| condition.status == "Unknown") {
+            continue;
+        }
+        let (reason, message) = match known {
+            Some(_) => ("NodeStatusUnknown", "Kubelet stopped posting node status."),
+            None => ("NodeStatusNeverUpdated", "Kubelet never posted node status."),
+        };
+        let condition = NodeCondition {
+            type_: type_.to_owned(),
+            status: "Unknown".to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            last_heartbeat_time: known.and_then(|known| known.last_heartbeat_time.clone()),
+            last_transition_time: Some(Time(now)),
+        };
+        set(node, condition);
+    }
 }
 
 /// Puts the condition in the place of the node's own one of that type.
@@ -60,57 +86,58 @@ mod tests {
     use crate::fixture::{at, node};
 
     #[test]
-    fn silence_beyond_the_grace_period_makes_a_node_unknown() {
+    fn silence_beyond_the_grace_period_is_a_loss() {
         let grace = Duration::from_secs(15);
         let rows = [
-            ("True", 0, Ok(Verdict::Alive)),
-            ("True", 14, Ok(Verdict::Alive)),
-            ("True", 15, Err("NodeStatusUnknown")),
-            ("True", 90, Err("NodeStatusUnknown")),
-            ("False", 15, Err("NodeStatusUnknown")),
-            ("Unknown", 3, Ok(Verdict::Alive)),
-            ("Unknown", 15, Ok(Verdict::KnownLost)),
+            ("True", 0, Verdict::Alive),
+            ("True", 14, Verdict::Alive),
+            ("True", 15, Verdict::Lost),
+            ("True", 90, Verdict::Lost),
+            ("False", 15, Verdict::Lost),
+            ("Unknown", 3, Verdict::Alive),
+            ("Unknown", 15, Verdict::KnownLost),
         ];
         for (ready, silent_seconds, expected) in rows {
-            let node = node("node-1", ready);
-            let verdict = judge(&node, Duration::from_secs(silent_seconds), grace, at(500));
-            match (verdict, expected) {
-                (Verdict::Lost(condition), Err(reason)) => {
-                    assert_eq!(condition.reason.as_deref(), Some(reason));
-                    assert_eq!(condition.status, "Unknown");
-                    assert_eq!(condition.last_transition_time, Some(Time(at(500))));
-                }
-                (verdict, expected) => {
-                    assert_eq!(Ok(verdict), expected, "{ready}, {silent_seconds}");
-                }
-            }
+            let verdict = judge(&node("node-1", ready), Duration::from_secs(silent_seconds), grace);
+            assert_eq!(verdict, expected, "{ready}, {silent_seconds}");
         }
+        assert_eq!(judge(&Node::default(), grace, grace), Verdict::Lost);
     }
 
     #[test]
-    fn a_node_that_never_had_a_kubelet_is_told_apart() {
-        let node = Node::default();
-        match judge(&node, Duration::from_secs(15), Duration::from_secs(15), at(0)) {
-            Verdict::Lost(condition) => {
-                assert_eq!(condition.reason.as_deref(), Some("NodeStatusNeverUpdated"));
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_condition_replaces_the_one_that_was_there() {
-        let mut changed = node("node-1", "True");
-        let condition = |status: &str| NodeCondition {
-            type_: "Ready".into(),
-            status: status.into(),
+    fn a_lost_node_is_unknown_in_all_that_its_kubelet_said() {
+        let mut lost = node("node-1", "True");
+        let pressure = NodeCondition {
+            type_: "DiskPressure".into(),
+            status: "False".into(),
+            last_heartbeat_time: Some(Time(at(400))),
             ..NodeCondition::default()
         };
-        set(&mut changed, condition("Unknown"));
-        assert_eq!(changed, node("node-1", "Unknown"));
+        let weather = NodeCondition {
+            type_: "Weather".into(),
+            status: "True".into(),
+            ..NodeCondition::default()
+        };
+        set(&mut lost, pressure);
+        set(&mut lost, weather.clone());
+        declare_unknown(&mut lost, at(500));
+        for (type_, reason) in [
+            ("Ready", "NodeStatusUnknown"),
+            ("DiskPressure", "NodeStatusUnknown"),
+            ("MemoryPressure", "NodeStatusNeverUpdated"),
+            ("PIDPressure", "NodeStatusNeverUpdated"),
+        ] {
+            let condition = find(&lost, type_).unwrap();
+            assert_eq!(condition.status, "Unknown", "{type_}");
+            assert_eq!(condition.reason.as_deref(), Some(reason), "{type_}");
+            assert_eq!(condition.last_transition_time, Some(Time(at(500))), "{type_}");
+        }
+        assert_eq!(find(&lost, "Weather"), Some(&weather));
+        let heartbeat = find(&lost, "DiskPressure").unwrap().last_heartbeat_time.clone();
+        assert_eq!(heartbeat, Some(Time(at(400))));
 
-        let mut bare = Node::default();
-        set(&mut bare, condition("Unknown"));
-        assert_eq!(ready(&bare), Some(&condition("Unknown")));
+        let again = lost.clone();
+        declare_unknown(&mut lost, at(600));
+        assert_eq!(lost, again, "it is not declared twice");
     }
 }

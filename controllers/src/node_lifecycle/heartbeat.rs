@@ -130,6 +130,11 @@ impl Heartbeats {
         }
     }
 
+    /// Lets the silence of all nodes begin anew.
+    pub(crate) fn forgive(&mut self, at: Duration) {
+        self.by_node.values_mut().for_each(|(_, since)| *since = at);
+    }
+
     /// Drops the nodes that are gone.
     pub(crate) fn retain(&mut self, exists: impl Fn(&str) -> bool) {
         self.by_node.retain(|node, _| exists(node));
@@ -211,6 +216,9 @@ mod tests {
         // Written by others, as by the one who finds it silent.
         beating.metadata.resource_version = Some("10".into());
         assert_eq!(heartbeats.observe("node-1", Mark::new(&beating, None), seconds(9)), seconds(4));
+
+        heartbeats.forgive(seconds(12));
+        assert_eq!(heartbeats.observe("node-1", Mark::default(), seconds(14)), seconds(2));
 
         heartbeats.retain(|_| false);
         assert_eq!(heartbeats.observe("node-1", Mark::default(), seconds(99)), seconds(0));

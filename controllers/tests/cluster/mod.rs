@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    Container, Node, NodeCondition, NodeStatus, Pod, PodCondition, PodSpec, PodTemplateSpec,
+    Container, Event, Node, NodeCondition, NodeStatus, Pod, PodCondition, PodSpec, PodTemplateSpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, ObjectMeta};
 use tokio::net::TcpListener;
@@ -71,7 +71,17 @@ impl Cluster {
 
     /// Starts the controllers with a store of that address.
     pub(crate) async fn controllers_on(&self, store: &str) -> controllers::Running {
+        Self::start_controllers(store, &[]).await
+    }
+
+    /// Starts the controllers with more flags.
+    pub(crate) async fn controllers_with(&self, flags: &[&str]) -> controllers::Running {
+        Self::start_controllers(&self.etcd.urls(), flags).await
+    }
+
+    async fn start_controllers(store: &str, more: &[&str]) -> controllers::Running {
         let flags = ["controllers", "--store", store, "--node-monitor-grace-period", GRACE];
+        let flags = flags.iter().chain(more);
         let config = Flags::try_parse_from(flags).expect("flags").config;
         controllers::start(config).await.expect("the controllers start")
     }
@@ -98,19 +108,39 @@ impl Cluster {
         self.store.api()
     }
 
+    /// The objects that events with this reason are about, as in `Pod/web`.
+    pub(crate) async fn told(&self, reason: &str) -> BTreeSet<String> {
+        let events = self.store.api::<Event>().list(&Scope::All).await.expect("etcd answers").items;
+        let about = |event: Event| {
+            let object = event.involved_object;
+            format!("{}/{}", object.kind.unwrap_or_default(), object.name.unwrap_or_default())
+        };
+        events
+            .into_iter()
+            .filter(|event| event.reason.as_deref() == Some(reason))
+            .map(about)
+            .collect()
+    }
+
     /// A node whose kubelet works until the handle is aborted.
     pub(crate) async fn node(&mut self, name: &str) -> AbortHandle {
-        let ready = NodeCondition {
-            type_: "Ready".into(),
-            status: "True".into(),
-            ..NodeCondition::default()
-        };
-        let node = Node {
-            metadata: named("", name),
-            status: Some(NodeStatus { conditions: Some(vec![ready]), ..NodeStatus::default() }),
-            ..Node::default()
-        };
+        let node = Node { metadata: named("", name), status: Some(ready()), ..Node::default() };
         self.nodes().create(node).await.expect("a new node");
+        self.kubelet(name)
+    }
+
+    /// Starts the kubelet of a node again.
+    pub(crate) async fn revive(&mut self, name: &str) -> AbortHandle {
+        let say = |node: &mut Node| {
+            node.status = Some(ready());
+            Ok(())
+        };
+        let said = self.nodes().modify_status(&ObjectKey::cluster(name), say).await;
+        said.expect("the node is there");
+        self.kubelet(name)
+    }
+
+    fn kubelet(&mut self, name: &str) -> AbortHandle {
         self.tasks.spawn(fake_kubelet(self.store.clone(), name.to_owned()))
     }
 
@@ -210,7 +240,7 @@ impl Cluster {
             expected.iter().map(|(node, count)| ((*node).to_owned(), *count)).collect();
         let total: usize = counts.values().sum();
         self.until(&format!("{set} is spread as {expected:?}"), async || {
-            self.spread().await.as_ref() == Some(&counts) && self.told(set).await == [total; 2]
+            self.spread().await.as_ref() == Some(&counts) && self.counted(set).await == [total; 2]
         })
         .await;
     }
@@ -220,13 +250,13 @@ impl Cluster {
         self.until(&format!("{total} pods of {set} run"), async || {
             let spread = self.spread().await;
             spread.is_some_and(|spread| spread.values().sum::<usize>() == total)
-                && self.told(set).await == [total; 2]
+                && self.counted(set).await == [total; 2]
         })
         .await;
     }
 
     /// How many pods the set says that it has, and that are available.
-    async fn told(&self, set: &str) -> [usize; 2] {
+    async fn counted(&self, set: &str) -> [usize; 2] {
         let set = self.sets().get(&ObjectKey::namespaced("default", set)).await;
         let status = set.expect("the ReplicaSet is there").status.unwrap_or_default();
         [status.replicas, status.available_replicas.unwrap_or(0)]
@@ -267,6 +297,13 @@ impl Cluster {
             () = look => {}
         }
     }
+}
+
+/// The status of a node whose kubelet says that it is well.
+fn ready() -> NodeStatus {
+    let condition =
+        NodeCondition { type_: "Ready".into(), status: "True".into(), ..NodeCondition::default() };
+    NodeStatus { conditions: Some(vec![condition]), ..NodeStatus::default() }
 }
 
 fn named(namespace: &str, name: &str) -> ObjectMeta {
