@@ -12,7 +12,7 @@
 //!
 //! - [`plan`] decides, from what is wanted and what is seen, and knows nothing else.
 //! - `pods` carries out; `engine` listens to the engine; `images` fetches images; `hooks` runs preStop hooks;
-//!   `node` registers the node and sends its heartbeat.
+//!   `node` registers the node and sends its heartbeat; `probe` asks containers how they are.
 //! - [`runtime`] is the container engine: Docker, or one that only exists in memory.
 //!
 //! What survives what: a container outlives its kubelet and the store. Its labels tell a new
@@ -29,6 +29,7 @@ mod images;
 mod node;
 mod plan;
 mod pods;
+mod probe;
 mod record;
 pub mod runtime;
 mod spec;

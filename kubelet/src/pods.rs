@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::{
-    Api, Backoff, Cache, Clock, Error, Informer, Notice, Object, ObjectKey, Scope, Store, WorkItem,
-    WorkQueue,
+    Api, Backoff, Cache, Clock, Error, EventRecorder, Informer, Notice, Object, ObjectKey, Scope,
+    Store, Subject, WorkItem, WorkQueue,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -30,6 +30,7 @@ use crate::hooks::Hooks;
 use crate::images::Puller;
 use crate::node::NodeFacts;
 use crate::plan::{Action, Input, Plan, plan, plan_orphans};
+use crate::probe::{Listener, Probes, Reason, Report};
 use crate::record::{Record, annotate, told_restarts};
 use crate::runtime::{Container, ContainerState, Identity, Runtime, RuntimeError};
 use crate::spec::{self, Host};
@@ -61,7 +62,36 @@ pub(crate) struct Pods {
     records: Mutex<HashMap<ObjectKey, Record>>,
     puller: Puller,
     hooks: Hooks,
+    probes: Probes,
     clock: Clock,
+}
+
+/// Hears what probes find.
+struct ProbeListener {
+    queue: WorkQueue<ObjectKey>,
+    events: EventRecorder,
+}
+
+impl Listener for ProbeListener {
+    fn changed(&self, pod: &ObjectKey) {
+        self.queue.add(pod.clone());
+    }
+
+    fn reported(&self, pod: &Pod, report: Report) {
+        let Report { container, reason, message } = report;
+        let subject = Subject::of(pod);
+        let is_init = spec::init_containers(pod).iter().any(|init| init.name == container);
+        let subject = if is_init {
+            subject.init_container(&container)
+        } else {
+            subject.container(&container)
+        };
+        match reason {
+            Reason::Unhealthy => self.events.warning(subject, "Unhealthy", message),
+            Reason::ProbeError => self.events.warning(subject, "ProbeError", message),
+            Reason::Killing => self.events.normal(subject, "Killing", message),
+        }
+    }
 }
 
 /// A look at a pod that could not be finished.
@@ -117,11 +147,15 @@ pub(crate) async fn run(
     };
     if let Some(Some(cluster)) = stop.run_until_cancelled(known).await {
         let queue = WorkQueue::new(RETRIES);
+        let (events, writer) = EventRecorder::new(&store, "kubelet", api::EVENT_TTL);
+        tasks.spawn(writer.run(stop.clone()).in_current_span());
+        let listener = ProbeListener { queue: queue.clone(), events: events.on_host(&facts.name) };
         let (pulled, hooked) = (queue.clone(), queue.clone());
         let pods = Arc::new(Pods {
             host: Host { cluster, node: facts.name, ip: facts.ip.to_string(), allow_host_access },
             puller: Puller::new(runtime.clone(), move |pod| pulled.add(pod)),
             hooks: Hooks::new(runtime.clone(), move |pod| hooked.add(pod)),
+            probes: Probes::new(runtime.clone(), store.clock().clone(), Arc::new(listener)),
             runtime,
             pods,
             cache,
@@ -238,7 +272,10 @@ impl Pods {
         let mut record = self.records.lock().remove(key).unwrap_or_default();
         let outcome = self.look_at(key, &mut record).await;
         match &outcome {
-            Ok(Next::Gone) => self.puller.forget(key),
+            Ok(Next::Gone) => {
+                self.puller.forget(key);
+                self.probes.forget(key);
+            }
             _ => {
                 self.records.lock().insert(key.clone(), record);
             }
@@ -338,7 +375,7 @@ impl Pods {
             failures: &record.failures,
             pulling: &self.puller.pulling(&key),
             stopping: &record.stopping,
-            probes: &HashMap::new(),
+            probes: &self.probes.follow(pod, seen),
             refused: refused.as_ref(),
             scheme: self.runtime.scheme(),
             host_ip: &self.host.ip,

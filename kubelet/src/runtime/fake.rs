@@ -499,12 +499,12 @@ fn no_such_container(id: &str) -> RuntimeError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::runtime::{Resources, Security};
 
     /// A container of that image, for tests of this engine.
-    pub(super) fn spec(image: &str) -> ContainerSpec {
+    pub(crate) fn spec(image: &str) -> ContainerSpec {
         ContainerSpec {
             name: format!("{image}-1"),
             identity: Identity {

@@ -5,6 +5,18 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "this is a test")]
 
+/// A [`World`]; where there can be none, the test is left out.
+macro_rules! world {
+    () => {
+        match World::new().await {
+            Some(world) => world,
+            None => return,
+        }
+    };
+}
+
+mod probes;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::io::Write;
@@ -180,15 +192,6 @@ fn docker(args: &[&str]) -> Option<String> {
 
 fn container_id(pod: &Pod) -> String {
     entry(pod).unwrap().container_id.clone().unwrap().replace("docker://", "")
-}
-
-macro_rules! world {
-    () => {
-        match World::new().await {
-            Some(world) => world,
-            None => return,
-        }
-    };
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
