@@ -58,6 +58,21 @@ impl PodBuilder {
         self
     }
 
+    /// What its spec says, but for what was set before.
+    pub(crate) fn spec(mut self, spec: serde_json::Value) -> Self {
+        let before = self.0.spec.take().unwrap_or_default();
+        let mut spec: PodSpec = serde_json::from_value(spec).expect("a test's spec can be read");
+        spec.node_name = spec.node_name.or(before.node_name);
+        spec.scheduler_name = spec.scheduler_name.or(before.scheduler_name);
+        self.0.spec = Some(spec);
+        self
+    }
+
+    pub(crate) fn namespace(mut self, namespace: &str) -> Self {
+        self.0.metadata.namespace = Some(namespace.into());
+        self
+    }
+
     pub(crate) fn phase(mut self, phase: &str) -> Self {
         self.status().phase = Some(phase.into());
         self

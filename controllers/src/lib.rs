@@ -3,7 +3,7 @@
 //! | controller | watches | does |
 //! | --- | --- | --- |
 //! | ReplicaSet | sets, pods | creates and deletes pods until there are as many as wanted |
-//! | scheduler | pods, nodes | binds pods to nodes |
+//! | scheduler | pods, nodes, priority classes | binds pods to nodes |
 //! | node lifecycle | nodes, leases, pods | marks nodes that are in trouble, and moves their pods |
 //! | garbage | sets, pods, nodes | deletes pods whose owners or nodes are gone |
 //!
@@ -34,8 +34,6 @@ use rand::rngs::StdRng;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Binds that are under way at the same time.
-const SCHEDULER_WORKERS: usize = 32;
 /// Deletions of pods without owners that are under way at the same time.
 const GARBAGE_WORKERS: usize = 16;
 /// Nodes that are marked at the same time.
@@ -69,12 +67,14 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let pods = Informer::new(store.api(), Scope::All);
     let nodes = Informer::new(store.api(), Scope::All);
     let leases = Informer::new(store.api(), node_lifecycle::leases());
+    let classes = Informer::new(store.api(), Scope::All);
     let (set_cache, pod_cache) = (sets.cache(), pods.cache());
-    let (node_cache, lease_cache) = (nodes.cache(), leases.cache());
+    let (node_cache, lease_cache, class_cache) = (nodes.cache(), leases.cache(), classes.cache());
     informers.spawn(sets.run(CancellationToken::new()));
     informers.spawn(pods.run(CancellationToken::new()));
     informers.spawn(nodes.run(CancellationToken::new()));
     informers.spawn(leases.run(CancellationToken::new()));
+    informers.spawn(classes.run(CancellationToken::new()));
 
     let replicaset = replicaset::Controller::new(
         &store,
@@ -85,7 +85,16 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     );
     let garbage =
         garbage::GarbageCollector::new(&store, set_cache, pod_cache.clone(), node_cache.clone());
-    let scheduler = scheduler::Scheduler::new(&store, pod_cache.clone(), node_cache.clone());
+    let scheduler = scheduler::Scheduler::new(
+        &store,
+        scheduler::Caches {
+            pods: pod_cache.clone(),
+            nodes: node_cache.clone(),
+            classes: class_cache,
+        },
+        events.as_component(scheduler::SCHEDULER_NAME),
+        StdRng::from_os_rng(),
+    );
     let node_lifecycle = node_lifecycle::NodeLifecycle::new(
         &store,
         node_cache,
@@ -98,7 +107,7 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     let mut controllers = JoinSet::new();
     controllers.spawn(replicaset.run(config.concurrent_replicaset_syncs.get(), stop.clone()));
     controllers.spawn(garbage.run(GARBAGE_WORKERS, stop.clone()));
-    controllers.spawn(scheduler.run(SCHEDULER_WORKERS, stop.clone()));
+    controllers.spawn(scheduler.run(stop.clone()));
     controllers.spawn(node_lifecycle.run(NODE_WORKERS, stop.clone()));
     let written = CancellationToken::new();
     let mut event_writers = JoinSet::new();

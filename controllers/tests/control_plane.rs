@@ -4,6 +4,7 @@
 mod cluster;
 mod etcd;
 mod flaky;
+mod scheduling;
 
 use std::time::Duration;
 

@@ -1,284 +1,268 @@
 //! The scheduler: a node for every pod that has none.
 //!
-//! Where a pod goes is decided by [`decide()`] under a lock, in microseconds, and is counted from
-//! that moment on; the bind itself, which takes a write to the store, is done by many workers side
-//! by side. So pods spread well however fast they come, and a pod that cannot be placed, or whose
-//! bind takes long, holds up no other.
+//! ```text
+//!  informers --changes--> state: snapshot, queue --one decision at a time--> writes, many at once
+//!                           ^                                                        |
+//!                           +------------------- how they ended --------------------+
+//! ```
 //!
-//! A pod that no node takes says why in its condition `PodScheduled`. It is tried again when a node
-//! changes, when pods leave their nodes, and now and then regardless.
+//! Where a pod goes is decided in memory, in microseconds, and is counted from that moment on
+//! ([`state`]); the bind itself, which takes a write to the store, is done side by side with
+//! hundreds of others. So pods spread well however fast they come, and a pod that cannot be placed,
+//! or whose bind takes long, holds up no other. The store decides in the end: a bind is a
+//! compare-and-swap, so no pod ever gets two nodes, however many schedulers there are.
+//!
+//! - [`snapshot`], [`node_info`], [`pod_info`], [`counts`], [`topology`]: the cluster, with what is
+//!   summed up over pods kept as sums.
+//! - [`resources`], [`ports`], [`taints`], [`node_terms`], [`terms`], [`priority`]: what pods and
+//!   nodes say, made ready.
+//! - [`filters`], [`scores`], [`decide`]: which nodes will do, and which is best.
+//! - [`preempt`], [`nominations`]: who has to go for a more important pod, and whose room is kept.
+//! - [`queue`], [`hints`]: which pod is next, and when one that no node took is tried again.
+//! - [`explain`]: why a pod has no node, in its condition `PodScheduled`.
+//! - [`write`](mod@write): what is done in the store.
 
-mod condition;
+mod counts;
 mod decide;
-mod occupancy;
+mod explain;
+mod filters;
+#[cfg(test)]
+mod fixture;
+mod hints;
+mod node_info;
+mod node_terms;
+mod nominations;
+mod pod_info;
+mod ports;
+mod preempt;
+mod priority;
+mod queue;
+mod resources;
+mod scores;
+mod snapshot;
+#[cfg(test)]
+mod speed;
+mod state;
+mod taints;
+mod terms;
+mod topology;
+mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use api::{
-    Api, Backoff, Cache, Change, Error, Notice, Object, ObjectKey, Outcome, Store, StoreError,
-    WorkQueue,
-};
+use api::{Cache, Change, EventRecorder, Notice, Store};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use parking_lot::Mutex;
-use tokio::time::{MissedTickBehavior, interval};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use rand::rngs::StdRng;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{pod, reconcile};
-use decide::{Decision, NodeView, decide};
-use occupancy::Occupancy;
+use state::{PodId, State, Step, Told};
+use write::{Outcome, Writer};
 
 /// The scheduler that pods get which name none.
-const NAME: &str = "default-scheduler";
+pub(crate) const SCHEDULER_NAME: &str = "default-scheduler";
 
-/// How long a pod that could not be placed waits while no node changes.
-const UNSCHEDULABLE_BACKOFF: Backoff =
-    Backoff { base: Duration::from_secs(1), max: Duration::from_secs(60) };
+/// Binds that are under way at the same time.
+const MAX_BINDS: usize = 256;
+/// Other writes that are: statuses that say why pods wait, and deletions of victims.
+const MAX_OTHER_WRITES: usize = 32;
 
-/// How often it is looked whether pods have made room for others.
-const ROOM_INTERVAL: Duration = Duration::from_millis(500);
+/// What the scheduler hears from.
+pub(crate) struct Caches {
+    pub(crate) pods: Cache<Pod>,
+    pub(crate) nodes: Cache<Node>,
+    pub(crate) classes: Cache<PriorityClass>,
+}
 
 /// Finds nodes for pods.
 pub(crate) struct Scheduler {
-    pods: Api<Pod>,
-    pod_cache: Cache<Pod>,
-    node_cache: Cache<Node>,
-    queue: WorkQueue<ObjectKey>,
-    view: Mutex<View>,
-}
-
-/// What decisions are made from.
-#[derive(Default)]
-struct View {
-    nodes: BTreeMap<String, NodeView>,
-    occupancy: Occupancy,
-    /// The pods that could not be placed, and how often in a row.
-    unplaced: BTreeMap<ObjectKey, u32>,
-    /// A pod has left its node since the unplaced were last tried.
-    room: bool,
-}
-
-/// What is to be done for a pod.
-enum Step {
-    Bind(String),
-    Explain { message: String, try_again_in: Duration },
+    caches: Caches,
+    writer: Writer,
+    random: StdRng,
+    binds: JoinSet<Outcome>,
+    others: JoinSet<Outcome>,
+    /// What waits until other writes are done; only the newest is told to a pod.
+    to_tell: HashMap<Arc<str>, Told>,
+    to_preempt: Vec<(Told, Arc<str>, Vec<PodId>)>,
+    /// The pods whose statuses are being written.
+    being_told: HashSet<Arc<str>>,
 }
 
 impl Scheduler {
-    pub(crate) fn new(store: &Store, pod_cache: Cache<Pod>, node_cache: Cache<Node>) -> Self {
+    pub(crate) fn new(
+        store: &Store,
+        caches: Caches,
+        events: EventRecorder,
+        random: StdRng,
+    ) -> Self {
+        let writer = Writer::new(store, caches.pods.clone(), events);
         Self {
-            pods: store.api(),
-            pod_cache,
-            node_cache,
-            queue: WorkQueue::new(reconcile::BACKOFF),
-            view: Mutex::default(),
+            caches,
+            writer,
+            random,
+            binds: JoinSet::new(),
+            others: JoinSet::new(),
+            to_tell: HashMap::new(),
+            to_preempt: Vec::new(),
+            being_told: HashSet::new(),
         }
     }
 
-    /// Runs until cancelled, or until the informers end.
-    pub(crate) async fn run(self, workers: usize, cancelled: CancellationToken) {
-        let this = Arc::new(self);
-        let worker = Arc::clone(&this);
-        let work = move |key: ObjectKey| {
-            let this = Arc::clone(&worker);
-            async move { this.schedule(&key).await }
-        };
-        reconcile::run("scheduler", this.queue.clone(), workers, cancelled, this.listen(), work)
-            .await;
+    /// Runs until cancelled, or until the informers end. What is under way then is finished.
+    pub(crate) async fn run(mut self, cancelled: CancellationToken) {
+        cancelled.run_until_cancelled(self.schedule()).await;
+        while self.binds.join_next().await.is_some() {}
+        while self.others.join_next().await.is_some() {}
     }
 
-    /// Keeps the view up to date, and turns changes into keys of pods to place.
-    async fn listen(&self) {
-        let (mut pods, mut nodes) = (self.pod_cache.subscribe(), self.node_cache.subscribe());
-        // Nothing may be decided before both are known.
-        if !self.pod_cache.synced().await || !self.node_cache.synced().await {
+    async fn schedule(&mut self) {
+        let Caches { pods, nodes, classes } = &self.caches;
+        let mut pod_changes = pods.subscribe();
+        let mut node_changes = nodes.subscribe();
+        let mut class_changes = classes.subscribe();
+        // Nothing may be decided before all is known.
+        if !(classes.synced().await && nodes.synced().await && pods.synced().await) {
             return;
         }
-        self.nodes_resync();
-        let mut room = interval(ROOM_INTERVAL);
-        room.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut state = State::new(&classes.list());
         loop {
+            let tick = state.next_tick();
+            let may_decide = state.has_work() && self.binds.len() < MAX_BINDS;
+            // What has happened comes before what is decided on it.
             tokio::select! {
-                _ = room.tick() => {
-                    let mut view = self.view.lock();
-                    if view.room {
-                        self.try_unplaced(&mut view);
+                biased;
+                Some(ended) = self.binds.join_next() => self.ended(&mut state, written(ended)),
+                Some(ended) = self.others.join_next() => self.ended(&mut state, written(ended)),
+                notice = class_changes.next() => match notice {
+                    Some(_) => {
+                        let Caches { pods, classes, .. } = &self.caches;
+                        state.classes_resync(&classes.list(), &pods.list(), Instant::now());
+                    }
+                    None => return,
+                },
+                notice = node_changes.next() => match notice {
+                    Some(notice) => self.nodes_changed(&mut state, notice),
+                    None => return,
+                },
+                notice = pod_changes.next() => match notice {
+                    Some(notice) => self.pods_changed(&mut state, notice),
+                    None => return,
+                },
+                () = until(tick) => {
+                    let pods = &self.caches.pods;
+                    state.tick(Instant::now(), |key| pods.get(key));
+                }
+                () = std::future::ready(()), if may_decide => {
+                    if let Some(step) = state.next(Instant::now(), &mut self.random) {
+                        self.begin(step);
+                    }
+                    // The writes that were begun get their turn.
+                    yield_now().await;
+                }
+            }
+        }
+    }
+
+    fn nodes_changed(&self, state: &mut State, notice: Notice<Node>) {
+        let now = Instant::now();
+        match notice {
+            Notice::Resync => state.nodes_resync(&self.caches.nodes.list(), now),
+            Notice::Changed(changes) => {
+                for Change { key, new, .. } in changes {
+                    match new {
+                        Some(node) => state.node_set(&node, now),
+                        None => state.node_gone(&key.name, now),
                     }
                 }
-                notice = nodes.next() => match notice {
-                    Some(Notice::Changed(changes)) => self.nodes_changed(&changes),
-                    Some(Notice::Resync) => self.nodes_resync(),
-                    None => return,
-                },
-                notice = pods.next() => match notice {
-                    Some(Notice::Changed(changes)) => {
-                        changes.iter().for_each(|change| self.pod_changed(change));
-                    }
-                    Some(Notice::Resync) => self.pods_resync(),
-                    None => return,
-                },
             }
         }
     }
 
-    fn nodes_resync(&self) {
-        let nodes = self.node_cache.list();
-        let mut view = self.view.lock();
-        view.nodes =
-            nodes.iter().map(|node| (node.name().to_owned(), NodeView::from(&**node))).collect();
-        self.try_unplaced(&mut view);
-    }
-
-    fn nodes_changed(&self, changes: &[Change<Node>]) {
-        let mut view = self.view.lock();
-        let mut matters = false;
-        for change in changes {
-            let name = change.key.name.to_string();
-            let new = change.new.as_deref().map(NodeView::from);
-            // Nodes are written with every sign of life; most of that is nothing to pods.
-            matters |= view.nodes.get(&name) != new.as_ref();
-            match new {
-                Some(new) => view.nodes.insert(name, new),
-                None => view.nodes.remove(&name),
-            };
-        }
-        if matters {
-            self.try_unplaced(&mut view);
-        }
-    }
-
-    fn try_unplaced(&self, view: &mut View) {
-        view.room = false;
-        for (key, _) in std::mem::take(&mut view.unplaced) {
-            self.queue.add(key);
-        }
-    }
-
-    fn pods_resync(&self) {
-        let pods = self.pod_cache.list();
-        self.view.lock().occupancy.resync(&pods);
-        for pod in self.pod_cache.unbound() {
-            self.queue.add(pod.key());
-        }
-    }
-
-    fn pod_changed(&self, change: &Change<Pod>) {
-        let (old, new) = (change.old.as_deref(), change.new.as_deref());
-        let mut view = self.view.lock();
-        if let Some(old) = old
-            && new.is_none_or(|new| new.uid() != old.uid())
-        {
-            view.room |= view.occupancy.remove(old.uid());
-            view.unplaced.remove(&change.key);
-        }
-        let Some(new) = new else { return };
-        view.room |= view.occupancy.observe(new);
-        // That a pod cannot be placed is written to its status; this is no reason to try again.
-        let same = |old: &Pod| old.uid() == new.uid() && old.same_spec(new);
-        if new.node_name().is_none() && !old.is_some_and(same) {
-            self.queue.add(change.key.clone());
-        }
-    }
-
-    async fn schedule(&self, key: &ObjectKey) -> Result<Outcome, Error> {
-        let Some(pod) = self.pod_cache.get(key).filter(|pod| wants_node(pod)) else {
-            self.view.lock().unplaced.remove(key);
-            return Ok(Outcome::Done);
-        };
-        match self.step(&pod) {
-            None => Ok(Outcome::Done),
-            Some(Step::Bind(node)) => self.bind(&pod, &node).await,
-            Some(Step::Explain { message, try_again_in }) => {
-                self.explain(&pod, &message).await?;
-                Ok(Outcome::After(try_again_in))
+    fn pods_changed(&self, state: &mut State, notice: Notice<Pod>) {
+        let now = Instant::now();
+        match notice {
+            Notice::Resync => state.pods_resync(&self.caches.pods.list(), now),
+            Notice::Changed(changes) => {
+                for Change { old, new, .. } in changes {
+                    state.pod_changed(old.as_deref(), new.as_deref(), now);
+                }
             }
         }
     }
 
-    /// What is to be done for a pod that is bound nowhere, as far as the cache knows.
-    fn step(&self, pod: &Pod) -> Option<Step> {
-        let mut view = self.view.lock();
-        if view.occupancy.is_placed(pod.uid()) {
-            // The answer to a bind was lost: it is bound there now, or is to be.
-            return view.occupancy.assumed(pod.uid()).map(|node| Step::Bind(node.to_owned()));
+    /// Begins to do what was decided.
+    fn begin(&mut self, step: Step) {
+        match step {
+            Step::Bind { pod, node } => {
+                let name = &*pod.key.name;
+                tracing::info!(pod = name, %node, "scheduler: assigning pod {name} to node {node}");
+                // What was to be said is not so any more.
+                self.to_tell.remove(&pod.uid);
+                self.binds.spawn(self.writer.clone().bind(pod, node));
+            }
+            Step::Tell(told) => {
+                self.writer.tell_event(&told);
+                self.to_tell.insert(told.pod.uid.clone(), told);
+            }
+            Step::Preempt { told, node, victims } => {
+                self.writer.tell_event(&told);
+                self.to_tell.remove(&told.pod.uid);
+                self.to_preempt.push((told, node, victims));
+            }
         }
-        match decide(pod, &view.nodes, &view.occupancy) {
-            Decision::Bind(node) => {
-                let name = pod.name();
-                tracing::info!(pod = name, node, "scheduler: assigning pod {name} to node {node}");
-                view.unplaced.remove(&pod.key());
-                view.occupancy.assume(pod, &node);
-                Some(Step::Bind(node))
+        self.write_more();
+    }
+
+    /// Begins as many of the writes that wait as may be under way.
+    fn write_more(&mut self) {
+        while self.others.len() < MAX_OTHER_WRITES {
+            if let Some((told, node, victims)) = self.to_preempt.pop() {
+                self.being_told.insert(told.pod.uid.clone());
+                self.others.spawn(self.writer.clone().preempt(told, node, victims));
+                continue;
             }
-            Decision::Unschedulable(message) => {
-                let failures = view.unplaced.entry(pod.key()).or_insert(0);
-                *failures = failures.saturating_add(1);
-                let try_again_in = UNSCHEDULABLE_BACKOFF.after(*failures);
-                Some(Step::Explain { message, try_again_in })
-            }
+            let next = self.to_tell.keys().find(|uid| !self.being_told.contains(*uid)).cloned();
+            let Some(told) = next.and_then(|uid| self.to_tell.remove(&uid)) else { return };
+            self.being_told.insert(told.pod.uid.clone());
+            self.others.spawn(self.writer.clone().tell(told));
         }
     }
 
-    async fn bind(&self, pod: &Pod, node: &str) -> Result<Outcome, Error> {
-        let Err(error) = self.pods.bind(pod, node).await else {
-            // It stays assumed until it is seen on its node.
-            return Ok(Outcome::Done);
-        };
-        if !matches!(&error, Error::Store(StoreError::Ambiguous { .. })) {
-            self.view.lock().occupancy.withdraw(pod.uid());
-        }
-        match error {
-            Error::NotFound { .. } => Ok(Outcome::Done),
-            error => Err(error),
-        }
-    }
-
-    /// Writes to the pod's status why it is not placed.
-    async fn explain(&self, pod: &Pod, message: &str) -> Result<(), Error> {
-        let now = self.pods.clock().now();
-        let written = self.pods.modify_status_from(pod, |current| {
-            if current.uid() == pod.uid() && current.node_name().is_none() {
-                condition::set_unschedulable(current, message, now);
+    fn ended(&mut self, state: &mut State, outcome: Outcome) {
+        let now = Instant::now();
+        match outcome {
+            Outcome::Bind { pod, bound } => {
+                let known = self.caches.pods.get(&pod.key);
+                state.bind_ended(&pod.uid, bound, known.as_deref(), now);
             }
-            Ok(())
-        });
-        match written.await {
-            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error),
+            Outcome::Told { pod } => {
+                self.being_told.remove(&pod.uid);
+            }
+            Outcome::Preempted { pod, succeeded } => {
+                self.being_told.remove(&pod.uid);
+                if !succeeded {
+                    state.preemption_failed(&pod.uid, now);
+                }
+            }
         }
+        self.write_more();
     }
 }
 
-/// Whether the pod is waiting for a node, from this scheduler.
-fn wants_node(pod: &Pod) -> bool {
-    let scheduler = pod.spec.as_ref().and_then(|spec| spec.scheduler_name.as_deref());
-    pod.node_name().is_none()
-        && pod::is_active(pod)
-        && scheduler.is_none_or(|name| name.is_empty() || name == NAME)
+/// What a write has come to; its panic goes on to whoever runs the scheduler.
+fn written(ended: Result<Outcome, tokio::task::JoinError>) -> Outcome {
+    ended.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(error) => unreachable!("nobody cancels a write: {error}"),
+    })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixture;
-
-    #[test]
-    fn only_pods_that_wait_for_this_scheduler_are_placed() {
-        let pod = || fixture::pod("a");
-        let of = |scheduler: &str| pod().scheduler(scheduler);
-        let rows = [
-            (pod(), true),
-            (of(NAME), true),
-            (of(""), true),
-            (of("another"), false),
-            (pod().on("node-1"), false),
-            (pod().terminating(), false),
-            (pod().phase("Failed"), false),
-        ];
-        for (pod, wants) in rows {
-            let pod = pod.build();
-            assert_eq!(wants_node(&pod), wants, "{pod:?}");
-        }
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

@@ -17,6 +17,8 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     Container, Event, Node, NodeCondition, NodeStatus, Pod, PodCondition, PodSpec, PodTemplateSpec,
 };
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, MicroTime, ObjectMeta};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
@@ -101,6 +103,10 @@ impl Cluster {
     }
 
     pub(crate) fn pods(&self) -> Api<Pod> {
+        self.store.api()
+    }
+
+    pub(crate) fn events(&self) -> Api<Event> {
         self.store.api()
     }
 
@@ -204,9 +210,24 @@ impl Cluster {
 
     /// A pod that nobody owns.
     pub(crate) async fn create_pod(&self, name: &str, labels: BTreeMap<String, String>) -> Pod {
+        self.create_pod_of(name, labels, pod_spec()).await
+    }
+
+    /// A pod that nobody owns, and what it is like.
+    pub(crate) async fn create_pod_of(
+        &self,
+        name: &str,
+        labels: BTreeMap<String, String>,
+        spec: PodSpec,
+    ) -> Pod {
         let metadata = ObjectMeta { labels: Some(labels), ..named("default", name) };
-        let pod = Pod { metadata, spec: Some(pod_spec()), status: None };
+        let pod = Pod { metadata, spec: Some(spec), status: None };
         self.pods().create(pod).await.expect("a new pod")
+    }
+
+    pub(crate) async fn create_priority_class(&self, name: &str, value: i32) {
+        let class = PriorityClass { metadata: named("", name), value, ..PriorityClass::default() };
+        self.store.api().create(class).await.expect("a new priority class");
     }
 
     /// A pod that is bound to a node as it is created, whether or not that exists.
@@ -303,7 +324,15 @@ impl Cluster {
 fn ready() -> NodeStatus {
     let condition =
         NodeCondition { type_: "Ready".into(), status: "True".into(), ..NodeCondition::default() };
-    NodeStatus { conditions: Some(vec![condition]), ..NodeStatus::default() }
+    let offers = [("cpu", "4"), ("memory", "8Gi"), ("pods", "110")];
+    let allocatable: BTreeMap<String, Quantity> =
+        offers.map(|(resource, amount)| (resource.to_owned(), Quantity(amount.to_owned()))).into();
+    NodeStatus {
+        conditions: Some(vec![condition]),
+        allocatable: Some(allocatable.clone()),
+        capacity: Some(allocatable),
+        ..NodeStatus::default()
+    }
 }
 
 fn named(namespace: &str, name: &str) -> ObjectMeta {
