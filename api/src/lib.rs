@@ -6,6 +6,7 @@
 //! - [`Informer`] and [`Cache`]: a local copy of a [`Scope`] that follows the store.
 //! - [`EventRecorder`]: tells people what happens to objects.
 //! - [`WorkQueue`]: keys to be worked on, each by one worker at a time, with delays and backoff.
+//! - [`streaming`]: logs and commands, between an API server and a kubelet.
 //! - [`validation`], [`annotations`], [`taints`], [`Selector`], [`Amount`], [`Clock`], [`Error`].
 //!
 //! ```no_run
@@ -50,6 +51,7 @@ mod node_copies;
 mod quantity;
 mod queue;
 mod selector;
+pub mod streaming;
 mod swap;
 pub mod taints;
 pub mod validation;

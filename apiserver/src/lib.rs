@@ -17,6 +17,9 @@
 //! | `GET /pods/{name}` | 200 and the object |
 //! | `PUT /pods/{name}` | 200 and the object as replaced, 201 when it was not there |
 //! | `DELETE /pods/{name}` | 204; its containers follow |
+//! | `GET /pods/{name}/log` | 200: what its container wrote, as text; [`remote::log`] has the parameters |
+//! | `POST /pods/{name}/exec` | 200: what a command wrote that was run in its container, and its exit code |
+//! | `GET /pods/{name}/exec` | a WebSocket to a command; [`remote::exec`] has the parameters |
 //! | `GET /events` | 200: what happened, the latest last; with `?watch=true` what happens from now on |
 //! | `GET /events?pod=NAME` | the same of one pod; likewise `replicaset` and `node` |
 //! | `GET /healthz` | 200 `{"status":"ok"}` when the store answers |
@@ -36,6 +39,11 @@
 //! after `N`, the answer is 410; when that happens under a running watch, its last line is
 //! `{"type":"ERROR","error":{"code":"Expired",…}}`. Either way: list again.
 //!
+//! A log is read with `?tail=10`, `?since=5m` (or a time), `?timestamps=true`, `?limitBytes=1000`,
+//! `?previous=true` (of the container before the last restart), and with `?follow=true` goes on until the
+//! container ends. Where a pod has several containers, `container` names one. Both are asked of the
+//! kubelet whose pod it is; when its node is away, the answer is a 503 of code `NodeUnreachable`.
+//!
 //! Failures answer `{"error":{"code":"Invalid","field":"desiredCount","reason":"…"}}`: 400 for bad
 //! input, with the field that is wrong; 404, 405, 408, 409, 410 and 413; 503 when the store does not
 //! answer in time. Nothing is stored but by a 2xx, save that after a 503 of code `Timeout` it is not
@@ -46,6 +54,7 @@ mod flat;
 mod health;
 mod objects;
 mod problem;
+mod remote;
 mod request;
 mod serve;
 mod watch;
@@ -65,6 +74,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use crate::flat::{Events, Nodes, Pods, ReplicaSets};
@@ -87,6 +97,8 @@ struct App {
     limits: Limits,
     /// Cancelled when the server stops: watches end then, which would otherwise go on for ever.
     stop: CancellationToken,
+    /// Commands that are run over WebSockets.
+    sessions: TaskTracker,
 }
 
 impl App {
@@ -111,6 +123,8 @@ fn router(app: App) -> Router {
                 .put(objects::replace::<Pods>)
                 .delete(objects::delete::<Pods>),
         )
+        .route("/pods/{name}/log", get(remote::log::read))
+        .route("/pods/{name}/exec", get(remote::exec::attach).post(remote::exec::run))
         .route(
             "/replicasets",
             get(objects::list::<ReplicaSets>).post(objects::create::<ReplicaSets>),
@@ -162,9 +176,18 @@ pub async fn start(config: Config) -> Result<Running, Error> {
     };
     let store = api::Store::new(client, api::Clock::system()).with_tolerations(tolerations);
     let stop = CancellationToken::new();
-    let app = App { store, limits, stop: stop.clone() };
+    let sessions = TaskTracker::new();
+    let app = App { store, limits, stop: stop.clone(), sessions: sessions.clone() };
     let mut tasks = JoinSet::new();
-    tasks.spawn(serve::serve(listener, router(app), stop.clone()));
+    let serving = serve::serve(listener, router(app), stop.clone());
+    // However serving ends, the commands of its clients end with it.
+    let guard = stop.clone().drop_guard();
+    tasks.spawn(async move {
+        serving.await;
+        drop(guard);
+        sessions.close();
+        sessions.wait().await;
+    });
     info!(%addr, store = %config.store, "listening");
     Ok(Running { addr, stop, tasks })
 }

@@ -32,7 +32,7 @@ fn key<F: Flat>(name: &str) -> ObjectKey {
 }
 
 /// The key of the object that a path names, which may be one that cannot exist.
-fn existing_key<F: Flat>(name: &str) -> Result<ObjectKey, Problem> {
+pub(crate) fn existing_key<F: Flat>(name: &str) -> Result<ObjectKey, Problem> {
     validation::dns_subdomain(name)
         .map(|()| key::<F>(name))
         .map_err(|_| Problem::not_found(F::Object::kind().singular, name))

@@ -116,6 +116,58 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "Timeout", reason)
     }
 
+    /// 400: a field of the request is wrong.
+    pub(crate) fn invalid(field: &str, reason: String) -> Self {
+        Cause { field: field.to_owned(), reason }.into()
+    }
+
+    /// 400: that cannot be asked.
+    pub(crate) fn bad_request(reason: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BadRequest", reason)
+    }
+
+    /// 403: not for whoever asks.
+    pub(crate) fn forbidden(reason: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", reason)
+    }
+
+    /// 409: not in the state that things are in.
+    pub(crate) fn not_now(reason: String) -> Self {
+        Self::new(StatusCode::CONFLICT, "Conflict", reason)
+    }
+
+    /// 429: enough of that is under way.
+    pub(crate) fn too_many(reason: String) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", reason)
+    }
+
+    /// 500: the engine could not run a command.
+    pub(crate) fn not_run(why: &str) -> Self {
+        let reason = format!("the command could not be run: {why}");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", reason)
+    }
+
+    /// 503: a pod's node is away, or its kubelet.
+    pub(crate) fn node_unreachable(node: &str, why: &str) -> Self {
+        let reason = format!("node {node}, on which the pod is, cannot be asked: {why}");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "NodeUnreachable", reason)
+    }
+
+    /// 503: the server is asked to stop.
+    pub(crate) fn stopping() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", "the API server stops")
+    }
+
+    /// What a kubelet answered, in its own words.
+    pub(crate) fn of_kubelet(status: StatusCode, node: &str, reason: String) -> Self {
+        match status {
+            StatusCode::BAD_REQUEST => Self::bad_request(reason),
+            StatusCode::NOT_FOUND => Self::new(status, "NotFound", reason),
+            StatusCode::CONFLICT => Self::not_now(reason),
+            _ => Self::node_unreachable(node, &format!("its kubelet says {reason:?}")),
+        }
+    }
+
     /// 500: something that should not happen; the log has the details.
     pub(crate) fn internal() -> Self {
         let reason = "something is wrong here; the API server's log says what";

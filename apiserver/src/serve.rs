@@ -50,8 +50,8 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: C
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     server.http2().timer(TokioTimer::new());
-    let connection =
-        server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let connection = server
+        .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(router));
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

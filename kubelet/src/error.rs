@@ -1,6 +1,8 @@
 //! Why a kubelet could not start, or ended.
 
 use std::fmt;
+use std::io;
+use std::net::SocketAddr;
 
 use crate::runtime::RuntimeError;
 
@@ -21,6 +23,15 @@ pub enum Error {
         name: String,
         /// What is wrong with it, as the rest of a sentence.
         reason: &'static str,
+    },
+    /// The address for logs and commands cannot be listened on.
+    #[error("cannot listen on {address}: choose another address with --listen")]
+    Listen {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
     },
     /// A store that cannot be spoken to at all.
     #[error("the store cannot be used")]

@@ -7,16 +7,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::ObjectKey;
+use api::{Object, ObjectKey};
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use crate::error::Chain;
+use crate::probe;
 use crate::runtime::Runtime;
-
-/// What is kept of a hook's output, for the log.
-const OUTPUT_MAX_BYTES: usize = 1024;
 
 /// The hooks of one node.
 pub(crate) struct Hooks {
@@ -37,20 +35,34 @@ impl Hooks {
         Self { runtime, running: Arc::default(), tasks: Mutex::default(), wake }
     }
 
-    /// Runs the command in the container, unless that is under way. It is ended at the deadline.
-    pub(crate) fn begin(&self, id: &str, pod: ObjectKey, command: &[String], deadline: Duration) {
+    /// Does in the container what the hook says, unless that is under way, for no longer than
+    /// `limit`. `failed` is told why if it does not end well.
+    pub(crate) fn begin(
+        &self,
+        id: &str,
+        (pod, declared): (&Pod, &Container),
+        pod_ip: Option<&str>,
+        hook: &LifecycleHandler,
+        limit: Duration,
+        failed: impl FnOnce(String) + Send + 'static,
+    ) {
         if !self.running.lock().insert(id.to_owned()) {
             return;
         }
         let (runtime, wake) = (self.runtime.clone(), self.wake.clone());
-        let (running, id, command) = (self.running.clone(), id.to_owned(), command.to_vec());
+        let (running, id, key) = (self.running.clone(), id.to_owned(), pod.key());
+        let (hook, declared, pod_ip) = (hook.clone(), declared.clone(), pod_ip.map(str::to_owned));
         let hook = async move {
-            match runtime.run(&id, &command, deadline, OUTPUT_MAX_BYTES).await {
-                Ok(outcome) => tracing::debug!(?outcome, "the preStop hook has ended"),
-                Err(error) => tracing::warn!(error = %Chain(&error), "the preStop hook failed"),
+            let pod_ip = pod_ip.as_deref();
+            match probe::run_hook(&hook, &declared, pod_ip, limit, &*runtime, &id).await {
+                Ok(()) => tracing::debug!("the preStop hook has ended"),
+                Err(why) => {
+                    tracing::warn!(why, "the preStop hook failed");
+                    failed(why);
+                }
             }
             running.lock().remove(&id);
-            wake(pod);
+            wake(key);
         };
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}

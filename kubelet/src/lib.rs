@@ -12,7 +12,8 @@
 //!
 //! - [`plan`] decides, from what is wanted and what is seen, and knows nothing else.
 //! - `pods` carries out; `engine` listens to the engine; `images` fetches images; `hooks` runs preStop hooks;
-//!   `node` registers the node and sends its heartbeat; `probe` asks containers how they are.
+//!   `node` registers the node and sends its heartbeat; `probe` asks containers how they are; `server`
+//!   serves logs and runs commands.
 //! - [`runtime`] is the container engine: Docker, or one that only exists in memory.
 //!
 //! What survives what: a container outlives its kubelet and the store. Its labels tell a new
@@ -32,10 +33,11 @@ mod pods;
 mod probe;
 mod record;
 pub mod runtime;
+mod server;
 mod spec;
 mod status;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +51,7 @@ pub use error::Error;
 use runtime::Runtime;
 use runtime::docker::DockerRuntime;
 use runtime::fake::FakeRuntime;
+use server::{Access, Nodes, Server};
 
 /// The size of the machine that the fake engine pretends to be.
 const FAKE_CPUS: u32 = 8;
@@ -76,6 +79,14 @@ pub struct Config {
     /// The node's address [default: the one this machine uses to go out]
     #[arg(long, value_name = "IP")]
     pub node_ip: Option<IpAddr>,
+    /// Where to serve logs and commands of this node's pods to the API server; port 0: any that is
+    /// free. The node's status tells where it is
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Serve them to other machines as well. Whoever reaches the port can then read every log and
+    /// run commands in every pod of this node
+    #[arg(long)]
+    pub allow_remote_requests: bool,
 }
 
 /// The container engines there are.
@@ -119,15 +130,19 @@ pub async fn start_with(config: Config, runtime: Arc<dyn Runtime>) -> Result<Run
     let engine = runtime.info().await.map_err(Error::NoEngine)?;
     let client = Client::new(ClientConfig::for_endpoints(config.store)).map_err(Error::Store)?;
     let store = Store::new(client, Clock::system());
+    let nodes = Nodes::new(store.clock().clone());
+    let access = Access { remote: config.allow_remote_requests };
+    let server = Server::bind(config.listen, access, nodes.clone()).await?;
     let facts = node::NodeFacts {
         ip: config.node_ip.unwrap_or_else(node::own_address),
+        serves_at: server.addr(),
         engine,
         engine_scheme: runtime.scheme(),
         machine: node::Machine::read(),
         name,
     };
     let span = tracing::info_span!("kubelet", node = %facts.name);
-    tracing::info!(parent: &span, engine = %facts.engine.version, ip = %facts.ip, "starting");
+    tracing::info!(parent: &span, engine = %facts.engine.version, ip = %facts.ip, listen = %facts.serves_at, "starting");
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let agent = node::NodeAgent::new(facts.clone(), runtime.clone(), &store);
@@ -139,7 +154,15 @@ pub async fn start_with(config: Config, runtime: Arc<dyn Runtime>) -> Result<Run
         }
         .instrument(span.clone()),
     );
-    let running = pods::run(facts, config.allow_host_access, runtime, store, stop.clone());
+    let serving = server.run(stop.clone());
+    tasks.spawn(
+        async {
+            serving.await;
+            "server"
+        }
+        .instrument(span.clone()),
+    );
+    let running = pods::run(facts, config.allow_host_access, runtime, store, nodes, stop.clone());
     tasks.spawn(
         async {
             running.await;

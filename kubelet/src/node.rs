@@ -10,20 +10,27 @@
 //! The engine is asked for a sign of life at every beat. While it gives none the node is not
 //! Ready, and says why; the heartbeat goes on.
 
+mod pressure;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::streaming::KUBELET_IP;
 use api::{Api, Clock, Error, ObjectKey, Store};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeCondition, NodeStatus, NodeSystemInfo};
+use k8s_openapi::api::core::v1::{
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    NodeSystemInfo,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::pressure::{Gauge, Pressure, Room};
 use crate::error::Chain;
 use crate::runtime::{EngineInfo, Runtime, RuntimeError};
 use crate::status;
@@ -49,6 +56,8 @@ const PODS_MAX: u32 = 110;
 pub(crate) struct NodeFacts {
     pub(crate) name: String,
     pub(crate) ip: IpAddr,
+    /// Where the kubelet's own server listens.
+    pub(crate) serves_at: SocketAddr,
     pub(crate) engine: EngineInfo,
     /// `docker` in `docker://20.10.24`.
     pub(crate) engine_scheme: &'static str,
@@ -92,10 +101,11 @@ pub(crate) type Ready = Result<(), String>;
 /// The status that the facts amount to, beginning with the one that is stored: what others keep in
 /// it, such as conditions of theirs, stays. The heartbeat time alone is no reason to write a node,
 /// until it is old.
-fn node_status(
+fn node_status<'a>(
     stored: &NodeStatus,
     facts: &NodeFacts,
-    ready: &Ready,
+    ready: &'a Ready,
+    pressures: &'a [Pressure],
     now: Timestamp,
 ) -> NodeStatus {
     let capacity = BTreeMap::from([
@@ -103,42 +113,62 @@ fn node_status(
         ("memory".to_owned(), Quantity(format!("{}Ki", facts.engine.memory_bytes / 1024))),
         ("pods".to_owned(), Quantity(PODS_MAX.to_string())),
     ]);
-    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     let mut status = NodeStatus {
         allocatable: Some(capacity.clone()),
         capacity: Some(capacity),
-        addresses: Some(vec![
-            address("InternalIP", facts.ip.to_string()),
-            address("Hostname", facts.name.clone()),
-        ]),
+        addresses: Some(addresses(facts)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: facts.serves_at.port().into() }),
+        }),
         node_info: Some(node_info(facts)),
         ..stored.clone()
     };
-    let condition = ready_condition(status.conditions.get_or_insert_default());
-    let (holds, reason, message) = match ready {
-        Ok(()) => ("True", "KubeletReady", "kubelet is posting ready status"),
-        Err(why) => ("False", "KubeletNotReady", why.as_str()),
+    let is_ready = match ready {
+        Ok(()) => ("Ready", true, "KubeletReady", "kubelet is posting ready status"),
+        Err(why) => ("Ready", false, "KubeletNotReady", why.as_str()),
     };
-    if condition.status != holds {
-        holds.clone_into(&mut condition.status);
-        condition.last_transition_time = Some(status::time(now));
+    let of_pressure = |one: &'a Pressure| (one.type_, one.holds, one.reason, one.message.as_str());
+    let told: Vec<_> = pressures.iter().map(of_pressure).chain([is_ready]).collect();
+    let conditions = status.conditions.get_or_insert_default();
+    let mut is_old = false;
+    for (type_, holds, reason, message) in &told {
+        let condition = condition(conditions, type_);
+        let holds = if *holds { "True" } else { "False" };
+        if condition.status != holds {
+            holds.clone_into(&mut condition.status);
+            condition.last_transition_time = Some(status::time(now));
+        }
+        condition.reason = Some((*reason).to_owned());
+        condition.message = Some((*message).to_owned());
+        let written = condition.last_heartbeat_time.as_ref().map(|time| time.0);
+        is_old |= written.is_none_or(|at| now.duration_since(at) >= WRITE_INTERVAL);
     }
-    condition.reason = Some(reason.to_owned());
-    condition.message = Some(message.to_owned());
-    let written = condition.last_heartbeat_time.as_ref().map(|time| time.0);
-    let old = written.is_none_or(|at| now.duration_since(at) >= WRITE_INTERVAL);
-    if old || status != *stored {
-        let condition = ready_condition(status.conditions.get_or_insert_default());
-        condition.last_heartbeat_time = Some(status::time(now));
+    if is_old || status != *stored {
+        let conditions = status.conditions.get_or_insert_default();
+        for (type_, ..) in told {
+            condition(conditions, type_).last_heartbeat_time = Some(status::time(now));
+        }
     }
     status
 }
 
-fn ready_condition(conditions: &mut Vec<NodeCondition>) -> &mut NodeCondition {
-    match conditions.iter().position(|condition| condition.type_ == "Ready") {
+/// The node's addresses, and that of its kubelet where it does not listen on all of them.
+fn addresses(facts: &NodeFacts) -> Vec<NodeAddress> {
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    let mut addresses =
+        vec![address("InternalIP", facts.ip.to_string()), address("Hostname", facts.name.clone())];
+    let serves_at = facts.serves_at.ip();
+    if serves_at != facts.ip && !serves_at.is_unspecified() {
+        addresses.push(address(KUBELET_IP, serves_at.to_string()));
+    }
+    addresses
+}
+
+fn condition<'a>(conditions: &'a mut Vec<NodeCondition>, type_: &str) -> &'a mut NodeCondition {
+    match conditions.iter().position(|condition| condition.type_ == type_) {
         Some(index) => &mut conditions[index],
         None => conditions
-            .push_mut(NodeCondition { type_: "Ready".to_owned(), ..NodeCondition::default() }),
+            .push_mut(NodeCondition { type_: type_.to_owned(), ..NodeCondition::default() }),
     }
 }
 
@@ -185,6 +215,7 @@ pub(crate) struct NodeAgent {
     /// What the node was last made to say, and when that was checked.
     told: Option<(Ready, Instant)>,
     beat_at: Option<Instant>,
+    gauge: Gauge,
 }
 
 impl NodeAgent {
@@ -199,6 +230,7 @@ impl NodeAgent {
             silences: 0,
             told: None,
             beat_at: None,
+            gauge: Gauge::default(),
         }
     }
 
@@ -267,9 +299,12 @@ impl NodeAgent {
         {
             self.facts.engine = engine;
         }
+        let room = Room::measure(self.facts.engine.data_dir.clone()).await;
         let now = self.clock.now();
+        let pressures = self.gauge.read(&room, now);
         let status = |stored: &Option<NodeStatus>| {
-            Some(node_status(&stored.clone().unwrap_or_default(), &self.facts, ready, now))
+            let stored = stored.clone().unwrap_or_default();
+            Some(node_status(&stored, &self.facts, ready, &pressures, now))
         };
         let key = ObjectKey::cluster(&self.facts.name);
         match self.nodes.find(&key).await? {
@@ -340,10 +375,16 @@ mod tests {
         NodeFacts {
             name: "node-1".into(),
             ip: [192, 0, 2, 7].into(),
+            serves_at: ([127, 0, 0, 1], 4711).into(),
             engine: EngineInfo { cpus: 2, memory_bytes: 4096, ..EngineInfo::default() },
             engine_scheme: "fake",
             machine: Machine::default(),
         }
+    }
+
+    fn made(stored: &NodeStatus, ready: &Ready, now: Timestamp) -> NodeStatus {
+        let pressures = Gauge::default().read(&Room::default(), now);
+        node_status(stored, &facts(), ready, &pressures, now)
     }
 
     fn at(second: i64) -> Timestamp {
@@ -357,15 +398,15 @@ mod tests {
 
     #[test]
     fn a_node_is_written_on_news_and_now_and_then() {
-        let first = node_status(&NodeStatus::default(), &facts(), &Ok(()), at(100));
+        let first = made(&NodeStatus::default(), &Ok(()), at(100));
         assert_eq!(ready(&first).status, "True");
         assert_eq!(ready(&first).last_heartbeat_time, Some(status::time(at(100))));
-        assert_eq!(node_status(&first, &facts(), &Ok(()), at(159)), first);
-        let later = node_status(&first, &facts(), &Ok(()), at(160));
+        assert_eq!(made(&first, &Ok(()), at(159)), first);
+        let later = made(&first, &Ok(()), at(160));
         assert_eq!(ready(&later).last_heartbeat_time, Some(status::time(at(160))));
         assert_eq!(ready(&later).last_transition_time, Some(status::time(at(100))));
 
-        let down = node_status(&first, &facts(), &Err("gone".into()), at(110));
+        let down = made(&first, &Err("gone".into()), at(110));
         assert_eq!(ready(&down).status, "False");
         assert_eq!(ready(&down).message.as_deref(), Some("gone"));
         assert_eq!(ready(&down).last_transition_time, Some(status::time(at(110))));
@@ -373,15 +414,35 @@ mod tests {
 
     #[test]
     fn what_others_wrote_is_kept_and_being_declared_unknown_is_taken_back() {
-        let mut stored = node_status(&NodeStatus::default(), &facts(), &Ok(()), at(100));
+        let mut stored = made(&NodeStatus::default(), &Ok(()), at(100));
         let conditions = stored.conditions.as_mut().unwrap();
-        conditions[0].status = "Unknown".into();
+        conditions.iter_mut().for_each(|condition| condition.status = "Unknown".into());
         let foreign = NodeCondition { type_: "Weather".into(), ..NodeCondition::default() };
         conditions.push(foreign.clone());
-        let status = node_status(&stored, &facts(), &Ok(()), at(105));
+        let status = made(&stored, &Ok(()), at(105));
         assert_eq!(ready(&status).status, "True");
         assert_eq!(ready(&status).last_heartbeat_time, Some(status::time(at(105))));
-        assert!(status.conditions.unwrap().contains(&foreign));
+        let conditions = status.conditions.unwrap();
+        assert!(conditions.contains(&foreign));
+        for pressure in ["MemoryPressure", "DiskPressure", "PIDPressure"] {
+            let mut found = conditions.iter().filter(|condition| condition.type_ == pressure);
+            assert_eq!(found.next().map(|one| one.status.as_str()), Some("False"), "{pressure}");
+        }
+    }
+
+    #[test]
+    fn a_node_tells_where_its_kubelet_serves() {
+        for (serves_at, tells) in [
+            ("127.0.0.1:4711", "127.0.0.1:4711"),
+            ("0.0.0.0:4711", "192.0.2.7:4711"),
+            ("192.0.2.7:4711", "192.0.2.7:4711"),
+        ] {
+            let facts = NodeFacts { serves_at: serves_at.parse().unwrap(), ..facts() };
+            let status = node_status(&NodeStatus::default(), &facts, &Ok(()), &[], at(100));
+            let node = Node { status: Some(status), ..Node::default() };
+            let told = api::streaming::kubelet_address(&node).unwrap();
+            assert_eq!(told.to_string(), tells, "{serves_at}");
+        }
     }
 
     #[tokio::test]

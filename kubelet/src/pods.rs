@@ -5,6 +5,7 @@
 //! not matter which event made it necessary, or how many. What a step did is seen at the next look.
 
 mod carry_out;
+mod events;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use api::{
 };
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,15 +25,17 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use self::events::Told;
 use crate::engine;
 use crate::error::Chain;
 use crate::hooks::Hooks;
 use crate::images::Puller;
 use crate::node::NodeFacts;
-use crate::plan::{Action, Input, Plan, plan, plan_orphans};
+use crate::plan::{Action, ERR_IMAGE_PULL, Input, Plan, plan, plan_orphans};
 use crate::probe::{Listener, Probes, Reason, Report};
 use crate::record::{Record, annotate, told_restarts};
 use crate::runtime::{Container, ContainerState, Identity, Runtime, RuntimeError};
+use crate::server::{Nodes, Served};
 use crate::spec::{self, Host};
 
 /// Pods worked on at a time.
@@ -63,6 +66,7 @@ pub(crate) struct Pods {
     puller: Puller,
     hooks: Hooks,
     probes: Probes,
+    events: EventRecorder,
     clock: Clock,
 }
 
@@ -132,6 +136,7 @@ pub(crate) async fn run(
     allow_host_access: bool,
     runtime: Arc<dyn Runtime>,
     store: Store,
+    nodes: Nodes,
     stop: CancellationToken,
 ) {
     let mut tasks = JoinSet::new();
@@ -139,6 +144,7 @@ pub(crate) async fn run(
     let informer = Informer::new(pods.clone(), Scope::Node(facts.name.clone()));
     let cache = informer.cache();
     tasks.spawn(informer.run(stop.clone()).in_current_span());
+    nodes.add(Served { node: facts.name.clone(), pods: cache.clone(), runtime: runtime.clone() });
     // Until the store has told which cluster this is and which pods there are, every container
     // would look like an orphan.
     let known = async {
@@ -149,7 +155,8 @@ pub(crate) async fn run(
         let queue = WorkQueue::new(RETRIES);
         let (events, writer) = EventRecorder::new(&store, "kubelet", api::EVENT_TTL);
         tasks.spawn(writer.run(stop.clone()).in_current_span());
-        let listener = ProbeListener { queue: queue.clone(), events: events.on_host(&facts.name) };
+        let events = events.on_host(&facts.name);
+        let listener = ProbeListener { queue: queue.clone(), events: events.clone() };
         let (pulled, hooked) = (queue.clone(), queue.clone());
         let pods = Arc::new(Pods {
             host: Host { cluster, node: facts.name, ip: facts.ip.to_string(), allow_host_access },
@@ -157,6 +164,7 @@ pub(crate) async fn run(
             hooks: Hooks::new(runtime.clone(), move |pod| hooked.add(pod)),
             probes: Probes::new(runtime.clone(), store.clock().clone(), Arc::new(listener)),
             runtime,
+            events,
             pods,
             cache,
             queue,
@@ -359,7 +367,17 @@ impl Pods {
         let now = self.clock.now();
         for (image, outcome) in self.puller.take(&key) {
             let error = outcome.err().map(|error| Chain(&*error).to_string());
-            record.pull_ended(&image, error.as_deref(), now);
+            for container in record.pull_ended(&image) {
+                match &error {
+                    None => {
+                        self.tell_of(pod, Told::pulled(&container, &image));
+                        record.pulled.insert(container);
+                    }
+                    Some(why) => {
+                        self.failed(pod, &container, ERR_IMAGE_PULL, why.clone(), record);
+                    }
+                }
+            }
         }
         for container in seen {
             if matches!(container.state, ContainerState::Running { .. }) {
@@ -368,6 +386,7 @@ impl Pods {
         }
         let previous = record.previous(pod);
         let refused = if seen.is_empty() { spec::check(pod, &self.host).err() } else { None };
+        let probes = self.probes.follow(pod, seen);
         let plan = plan(&Input {
             pod,
             previous: &previous,
@@ -375,24 +394,30 @@ impl Pods {
             failures: &record.failures,
             pulling: &self.puller.pulling(&key),
             stopping: &record.stopping,
-            probes: &self.probes.follow(pod, seen),
+            probes: &probes,
             refused: refused.as_ref(),
             scheme: self.runtime.scheme(),
             host_ip: &self.host.ip,
             now,
         });
         if plan.actions.is_empty() {
-            self.tell(pod, &plan, record).await?;
+            self.tell(pod, &previous, &plan, record).await?;
             return Ok(plan.wake_at.map_or(Next::Idle, |at| self.until(at)));
         }
         if plan.tell_first
-            && let Err(error) = self.tell(pod, &plan, record).await
+            && let Err(error) = self.tell(pod, &previous, &plan, record).await
         {
             // The pod must not stay down because the store is; it is told later.
             tracing::debug!(error = %Chain(&error), "the exit is not told of yet");
         }
         let mut next = plan.wake_at.map_or(Next::Idle, |at| self.until(at));
         for action in plan.actions {
+            if let Some(container) = first_asked_to_end(&action, seen, record)
+                // Its probe has told already, and why.
+                && !probes.get(&container.id).is_some_and(|results| results.must_restart)
+            {
+                self.tell_of(pod, Told::killing(&container.identity.container));
+            }
             match self.carry_out(action, Some(pod), seen, record).await? {
                 Next::Gone => return Ok(Next::Gone),
                 Next::Again => next = Next::Again,
@@ -403,7 +428,13 @@ impl Pods {
     }
 
     /// Writes what the plan has to tell, if it is news.
-    async fn tell(&self, pod: &Arc<Pod>, plan: &Plan, record: &mut Record) -> Result<(), Error> {
+    async fn tell(
+        &self,
+        pod: &Arc<Pod>,
+        previous: &PodStatus,
+        plan: &Plan,
+        record: &mut Record,
+    ) -> Result<(), Error> {
         let restarts = told_restarts(&plan.status);
         let apply = |pod: &mut Pod| {
             pod.status = Some(plan.status.clone());
@@ -427,7 +458,13 @@ impl Pods {
             apply(current);
             Ok(())
         });
-        match write.await {
+        let written = write.await;
+        if !matches!(written, Err(Error::Conflict { .. } | Error::NotFound { .. })) {
+            for told in events::of_change(pod, previous, &plan.status) {
+                self.tell_of(pod, told);
+            }
+        }
+        match written {
             Ok(written) => {
                 record.wrote(written);
                 Ok(())
@@ -458,6 +495,18 @@ impl Pods {
         let wait = at.duration_since(self.clock.now());
         Next::After(Duration::try_from(wait).unwrap_or(Duration::ZERO))
     }
+}
+
+/// The container that a step asks to end, if it was not asked before.
+fn first_asked_to_end<'a>(
+    action: &Action,
+    seen: &'a [Container],
+    record: &Record,
+) -> Option<&'a Container> {
+    let (Action::PreStop { id, .. } | Action::Stop { id } | Action::Kill { id }) = action else {
+        return None;
+    };
+    seen.iter().find(|one| one.id == *id && !record.stopping.contains_key(id))
 }
 
 /// The id of the cluster that the store is of, for containers of several clusters on one engine to

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 
 use crate::backoff;
-use crate::plan::{CONTAINER_CREATING, ERR_IMAGE_PULL, Hook, Retry, StartFailure, Stopping};
+use crate::plan::{CONTAINER_CREATING, Hook, Retry, StartFailure, Stopping};
 use crate::{spec, status};
 
 /// What is remembered of a pod.
@@ -90,18 +90,10 @@ impl Record {
         self.failures.insert(container.to_owned(), failure);
     }
 
-    /// A pull has ended, well or with those words.
-    pub(crate) fn pull_ended(&mut self, image: &str, error: Option<&str>, now: Timestamp) {
+    /// A pull has ended; gives back the containers that waited for it.
+    pub(crate) fn pull_ended(&mut self, image: &str) -> Vec<String> {
         let waited = self.awaited.extract_if(.., |_, awaited| awaited == image);
-        let containers: Vec<String> = waited.map(|(container, _)| container).collect();
-        for container in containers {
-            match error {
-                None => {
-                    self.pulled.insert(container);
-                }
-                Some(message) => self.failed(&container, ERR_IMAGE_PULL, message.to_owned(), now),
-            }
-        }
+        waited.map(|(container, _)| container).collect()
     }
 
     /// Takes note of preStop hooks that have ended.

@@ -41,6 +41,8 @@ impl World {
             runtime: RuntimeKind::Fake,
             allow_host_access: false,
             node_ip: Some("192.0.2.7".parse().unwrap()),
+            listen: ([127, 0, 0, 1], 0).into(),
+            allow_remote_requests: false,
         };
         kubelet::start_with(config, self.engine.clone()).await.unwrap()
     }

@@ -26,7 +26,7 @@ const CONFINED: [(&str, &[&str]); 4] = [
     ("openraft", &["store"]),
     ("sled", &["store"]),
     ("bollard", &["kubelet"]),
-    ("axum", &["apiserver", "store"]),
+    ("axum", &["apiserver", "kubelet", "store"]),
 ];
 
 type Graph = BTreeMap<String, BTreeSet<String>>;

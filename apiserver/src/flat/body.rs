@@ -7,7 +7,7 @@ use serde_json::error::Category;
 use super::rules::cause;
 
 /// Reads `body` as JSON of the form `T`, with nothing behind it.
-pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Cause> {
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Cause> {
     if body.iter().all(u8::is_ascii_whitespace) {
         return Err(cause("", "the request has no body; it must be a JSON object"));
     }

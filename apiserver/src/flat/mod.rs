@@ -27,6 +27,7 @@ mod pod;
 mod replicaset;
 mod rules;
 
+pub(crate) use body::parse;
 pub(crate) use event::Events;
 pub(crate) use node::Nodes;
 pub(crate) use pod::Pods;

@@ -8,8 +8,10 @@ use std::time::Duration;
 use api::Object;
 use k8s_openapi::api::core::v1::{Container as PodContainer, Pod};
 
+use super::events::Told;
 use super::{Next, Pods, SOON, Unfinished};
 use crate::plan::{Action, Hook, Life, Stopping};
+use crate::probe;
 use crate::record::Record;
 use crate::runtime::{Container, ContainerSpec, ContainerState, RuntimeError, SANDBOX};
 use crate::spec::{self, PullPolicy, Refusal};
@@ -31,6 +33,7 @@ impl Pods {
                 let Some(pod) = pod else { return Ok(Next::Idle) };
                 if let Some(replaced) = replaced {
                     tracing::info!(container = short(&replaced), "replacing the sandbox");
+                    self.tell_of(pod, Told::sandbox_changed());
                     self.runtime.remove(&replaced).await?;
                 }
                 self.create_sandbox(pod, attempt, crash_streak, record).await
@@ -44,16 +47,23 @@ impl Pods {
                 let retired = retired.and_then(|id| seen.iter().find(|one| one.id == id));
                 self.create(pod, declared, &life, retired, record).await
             }
-            Action::Start { id, container } => self.start(&id, &container, record).await,
+            Action::Start { id, container } => {
+                let Some(pod) = pod else { return Ok(Next::Idle) };
+                self.start(pod, &id, &container, record).await
+            }
             Action::PreStop { id, container } => {
                 let declared =
                     |pod| spec::all_containers(pod).find(|declared| declared.name == container);
-                let hook = pod.and_then(declared).and_then(spec::pre_stop);
-                if let (Some(pod), Some(exec)) = (pod, hook.and_then(|hook| hook.exec.as_ref())) {
+                if let Some((pod, declared)) = pod.and_then(|pod| Some((pod, declared(pod)?)))
+                    && let Some(hook) = spec::pre_stop(declared)
+                {
                     tracing::info!(container = short(&id), "running its preStop hook");
-                    let command = exec.command.as_deref().unwrap_or_default();
                     let grace = Duration::from_secs(spec::grace_seconds(pod).into());
-                    self.hooks.begin(&id, pod.key(), command, grace);
+                    let (events, of) = (self.events.clone(), pod.clone());
+                    let failed =
+                        move |why: String| Told::hook_failed(&container, &why).record(&events, &of);
+                    let ip = probe::address(pod, seen);
+                    self.hooks.begin(&id, (pod, declared), ip, hook, grace, failed);
                 }
                 let since = self.clock.now();
                 let hook = Some(Hook::Running);
@@ -119,10 +129,10 @@ impl Pods {
         match created {
             Ok(Ok(id)) => {
                 tracing::info!(container = short(&id), "sandbox created");
-                self.start(&id, SANDBOX, record).await
+                self.start(pod, &id, SANDBOX, record).await
             }
             Ok(Err((spec, message))) => self.name_taken(pod, &spec, message, record).await,
-            Err(error) => self.not_created(SANDBOX, error, record),
+            Err(error) => self.not_created(pod, SANDBOX, error, record),
         }
     }
 
@@ -138,7 +148,7 @@ impl Pods {
         let spec = match spec::container_spec(pod, declared, &self.host, life) {
             Ok(spec) => spec,
             Err(Refusal { reason, message }) => {
-                record.failed(name, reason, message, self.clock.now());
+                self.failed(pod, name, reason, message, record);
                 return Ok(Next::Again);
             }
         };
@@ -157,14 +167,15 @@ impl Pods {
                 let restart_count = life.restart_count;
                 let image = &spec.image;
                 tracing::info!(container = short(&id), name, image, restart_count, "created");
-                self.start(&id, name, record).await
+                self.tell_of(pod, Told::created(name));
+                self.start(pod, &id, name, record).await
             }
             Err(RuntimeError::Conflict(message)) => {
                 self.name_taken(pod, &spec, message, record).await
             }
             Err(error) => {
                 record.pulled.remove(name);
-                self.not_created(name, error, record)
+                self.not_created(pod, name, error, record)
             }
         }
     }
@@ -172,6 +183,7 @@ impl Pods {
     /// An outage is everybody's trouble; anything else is remembered as this container's.
     fn not_created(
         &self,
+        pod: &Pod,
         container: &str,
         error: RuntimeError,
         record: &mut Record,
@@ -179,7 +191,7 @@ impl Pods {
         if error.is_outage() {
             return Err(error.into());
         }
-        record.failed(container, "CreateContainerError", error.to_string(), self.clock.now());
+        self.failed(pod, container, "CreateContainerError", error.to_string(), record);
         Ok(Next::Again)
     }
 
@@ -227,7 +239,7 @@ impl Pods {
                     spec.name
                 );
                 let container = &spec.identity.container;
-                record.failed(container, "CreateContainerError", message, self.clock.now());
+                self.failed(pod, container, "CreateContainerError", message, record);
                 Ok(Next::Again)
             }
         }
@@ -235,12 +247,18 @@ impl Pods {
 
     async fn start(
         &self,
+        pod: &Pod,
         id: &str,
         container: &str,
         record: &mut Record,
     ) -> Result<Next, Unfinished> {
         match self.runtime.start(id).await {
-            Ok(()) => tracing::info!(container = short(id), "started"),
+            Ok(()) => {
+                tracing::info!(container = short(id), "started");
+                if container != SANDBOX {
+                    self.tell_of(pod, Told::started(container));
+                }
+            }
             Err(error) if error.is_outage() => return Err(error.into()),
             Err(error) => {
                 // An engine keeps the reason with the container, which then counts as ended. If it
@@ -248,9 +266,10 @@ impl Pods {
                 let ended = self.runtime.inspect(id).await?.map(|container| container.state);
                 if ended == Some(ContainerState::Created) {
                     let message = error.to_string();
-                    record.failed(container, "RunContainerError", message, self.clock.now());
+                    self.failed(pod, container, "RunContainerError", message, record);
                 } else {
                     tracing::warn!(container = short(id), %error, "the container cannot be started");
+                    self.tell_of(pod, Told::start_failed(container, &error.to_string()));
                 }
             }
         }
@@ -274,9 +293,10 @@ impl Pods {
         }
         if policy == PullPolicy::Never {
             let message = format!("image {image:?} is not there and imagePullPolicy is Never");
-            record.failed(name, "ErrImageNeverPull", message, self.clock.now());
+            self.failed(pod, name, "ErrImageNeverPull", message, record);
         } else {
             record.awaited.insert(name.clone(), image.to_owned());
+            self.tell_of(pod, Told::pulling(name, image));
             self.puller.begin(image, &pod.key());
         }
         Ok(false)

@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use api::{Clock, Object, ObjectKey};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container as Declared, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{
+    Container as Declared, ContainerStatus, LifecycleHandler, Pod, Probe,
+};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -65,6 +67,32 @@ pub(crate) trait Listener: Send + Sync + 'static {
     fn changed(&self, pod: &ObjectKey);
     /// People may want to know.
     fn reported(&self, pod: &Pod, report: Report);
+}
+
+/// Does what a hook of a container says, which is much like a probe made once.
+///
+/// # Errors
+/// Why it did not end well within its time.
+pub(crate) async fn run_hook(
+    hook: &LifecycleHandler,
+    declared: &Declared,
+    pod_ip: Option<&str>,
+    limit: Duration,
+    runtime: &dyn Runtime,
+    container: &str,
+) -> Result<(), String> {
+    if let Some(pause) = &hook.sleep {
+        let seconds = u64::try_from(pause.seconds).unwrap_or(0);
+        sleep(limit.min(Duration::from_secs(seconds))).await;
+        return Ok(());
+    }
+    let (exec, http_get) = (hook.exec.clone(), hook.http_get.clone());
+    let once = Probe { exec, http_get, ..Probe::default() };
+    let check = Check::of(&once, declared, pod_ip.unwrap_or_default())?;
+    match checks::make(&check, limit, runtime, container).await {
+        Answer::Success => Ok(()),
+        Answer::Failure(why) | Answer::Unknown(why) => Err(why),
+    }
 }
 
 /// The probes of all pods of a node. Dropping it ends them.
@@ -223,7 +251,7 @@ fn known<'a>(
 }
 
 /// The pod's address: that of whichever of its containers has the network, or what is known.
-fn address<'a>(pod: &'a Pod, seen: &'a [Container]) -> Option<&'a str> {
+pub(crate) fn address<'a>(pod: &'a Pod, seen: &'a [Container]) -> Option<&'a str> {
     let own = seen.iter().find_map(|container| container.ip.as_deref());
     own.or_else(|| pod.status.as_ref()?.pod_ip.as_deref())
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use api::ObjectKey;
 use async_trait::async_trait;
-use bollard::Docker;
 use bollard::errors::Error as DockerError;
 use bollard::models::{
     ContainerInspectResponse, ContainerState as DockerState,
@@ -25,6 +24,7 @@ use bollard::query_parameters::{
     ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
     RemoveVolumeOptions, RenameContainerOptionsBuilder, StartContainerOptions,
 };
+use bollard::{API_DEFAULT_VERSION, Docker};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
@@ -54,7 +54,20 @@ impl DockerRuntime {
     /// # Errors
     /// When no engine answers there.
     pub async fn connect() -> Result<Self, RuntimeError> {
-        let docker = Docker::connect_with_defaults().map_err(runtime_error)?;
+        Self::negotiate(Docker::connect_with_defaults().map_err(runtime_error)?).await
+    }
+
+    /// Connects to the engine that listens on that Unix socket.
+    ///
+    /// # Errors
+    /// When no engine answers there.
+    pub async fn connect_to(socket: &str) -> Result<Self, RuntimeError> {
+        let timeout_s = LONG_DEADLINE.as_secs();
+        let docker = Docker::connect_with_unix(socket, timeout_s, API_DEFAULT_VERSION);
+        Self::negotiate(docker.map_err(runtime_error)?).await
+    }
+
+    async fn negotiate(docker: Docker) -> Result<Self, RuntimeError> {
         let docker = within("version", CONNECT_DEADLINE, docker.negotiate_version()).await?;
         Ok(Self { docker })
     }
@@ -118,6 +131,7 @@ impl Runtime for DockerRuntime {
             operating_system: info.os_type.unwrap_or_default(),
             os_image: info.operating_system.unwrap_or_default(),
             kernel_version: info.kernel_version.unwrap_or_default(),
+            data_dir: info.docker_root_dir.map(Into::into),
             architecture: match info.architecture.as_deref() {
                 Some("x86_64") => "amd64".to_owned(),
                 Some("aarch64") => "arm64".to_owned(),

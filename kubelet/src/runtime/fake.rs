@@ -16,6 +16,7 @@ mod streams;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
 
 use api::{Clock, ObjectKey};
@@ -48,6 +49,8 @@ pub struct FakeRuntime {
     state: Mutex<State>,
     /// Counts what those who follow a log wait for: new entries, and containers that end.
     changed: watch::Sender<u64>,
+    /// Commands under way.
+    commands: Arc<AtomicUsize>,
     /// For the task that ends containers: something is due earlier than it knows.
     sooner: Arc<Notify>,
     /// That task, once there is something to end; aborted with the engine.
@@ -144,10 +147,12 @@ impl FakeRuntime {
                 os_image: "none (containers exist in memory only)".to_owned(),
                 kernel_version: "none".to_owned(),
                 architecture: "amd64".to_owned(),
+                data_dir: None,
             },
             clock,
             state: Mutex::default(),
             changed: watch::Sender::new(0),
+            commands: Arc::default(),
             sooner: Arc::default(),
             ending: Mutex::default(),
             own: own.clone(),

@@ -10,6 +10,7 @@
 //! that ignores its signal occupies nobody.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use api::ObjectKey;
@@ -23,6 +24,7 @@ pub mod fake;
 mod labels;
 mod streams;
 
+pub(crate) use streams::exit_code;
 pub use streams::{
     Captured, ExecRequest, Execution, Input, LogEntry, LogRequest, Logs, Output, OutputStream,
     Process, RunOutcome, TerminalSize,
@@ -291,6 +293,8 @@ pub struct EngineInfo {
     pub kernel_version: String,
     /// Go's name of the architecture, as Kubernetes uses it: `amd64`, `arm64`.
     pub architecture: String,
+    /// Where it keeps its data; nothing if it keeps none.
+    pub data_dir: Option<PathBuf>,
 }
 
 /// Something happened to a container of this pod; look again.

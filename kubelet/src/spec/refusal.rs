@@ -83,7 +83,7 @@ fn check_container(
         ("envFrom", container.env_from.as_ref().is_some_and(|list| !list.is_empty())),
         ("volumeDevices", container.volume_devices.as_ref().is_some_and(|list| !list.is_empty())),
         ("lifecycle.postStart", lifecycle.is_some_and(|hooks| hooks.post_start.is_some())),
-        ("lifecycle.preStop", pre_stop.is_some_and(|hook| hook.exec.is_none())),
+        ("lifecycle.preStop.tcpSocket", pre_stop.is_some_and(|hook| hook.tcp_socket.is_some())),
         ("lifecycle.stopSignal", lifecycle.is_some_and(|hooks| hooks.stop_signal.is_some())),
     ];
     if let Some((name, _)) = unsupported.iter().find(|(_, asked)| *asked) {

@@ -15,7 +15,9 @@ macro_rules! world {
     };
 }
 
+mod engine;
 mod probes;
+mod stories;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -68,6 +70,11 @@ impl World {
         format!("miniku-test-{}:latest", self.tag)
     }
 
+    /// An image of a registry that does not answer.
+    fn elsewhere(&self) -> String {
+        format!("127.0.0.1:1/miniku/{}:1", self.tag)
+    }
+
     fn make_image(&self, name: &str) {
         let tar = Command::new("tar").args(["-cC", "/", "bin/busybox"]).output().unwrap();
         let mut import = Command::new("docker")
@@ -93,15 +100,19 @@ impl World {
     }
 
     async fn kubelet_that(&self, node: u32, allow_host_access: bool) -> Running {
-        kubelet::start(Config {
+        kubelet::start(self.config(node, allow_host_access)).await.unwrap()
+    }
+
+    fn config(&self, node: u32, allow_host_access: bool) -> Config {
+        Config {
             store: self.etcd.url.parse().unwrap(),
             node_name: self.node(node),
             runtime: RuntimeKind::Docker,
             allow_host_access,
             node_ip: None,
-        })
-        .await
-        .unwrap()
+            listen: ([127, 0, 0, 1], 0).into(),
+            allow_remote_requests: false,
+        }
     }
 
     /// Runs a shell script in a pod, and gives back the pod's name.
@@ -181,6 +192,7 @@ impl Drop for World {
             }
         }
         docker(&["rmi", &self.image()]);
+        docker(&["rmi", &self.elsewhere()]);
     }
 }
 

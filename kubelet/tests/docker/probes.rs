@@ -43,7 +43,7 @@ impl World {
     }
 
     /// Waits until an event of the pod says so.
-    async fn until_told(&self, pod: &str, reason: &str, message: &str) {
+    pub(super) async fn until_told(&self, pod: &str, reason: &str, message: &str) {
         let events = self.etcd.store().api::<Event>();
         eventually(&format!("{reason} {message} of {pod}"), async || {
             let all = events.list(&Scope::Namespace("default".into())).await.unwrap().items;

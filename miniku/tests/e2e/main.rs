@@ -20,6 +20,7 @@ mod failover;
 mod flat_api;
 mod gateway;
 mod locks;
+mod logs_and_exec;
 mod members;
 mod metrics;
 mod on_etcd;

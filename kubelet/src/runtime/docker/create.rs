@@ -3,12 +3,16 @@
 use std::collections::HashMap;
 
 use bollard::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, Mount as DockerMount, MountType,
-    MountVolumeOptions, MountVolumeOptionsDriverConfig, PortBinding,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount as DockerMount,
+    MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, PortBinding,
 };
 
 use super::pause;
 use crate::runtime::{ContainerSpec, Identity, Mount, MountSource, Network, Port, Volume, labels};
+
+/// A container's log is kept in so many files of that size: Kubernetes' defaults.
+const LOG_FILE_MAX: &str = "10m";
+const LOG_FILES_MAX: &str = "5";
 
 /// What the engine is asked for, to make this container.
 pub(super) fn body(spec: &ContainerSpec) -> ContainerCreateBody {
@@ -87,6 +91,7 @@ fn host_config(spec: &ContainerSpec, ports: &[Port]) -> HostConfig {
         memory_swap: spec.resources.memory_bytes,
         binds: unless_empty(&binds.into_iter().map(bind).collect::<Vec<_>>()),
         mounts: unless_empty(&mounts.into_iter().map(mount).collect::<Vec<_>>()),
+        log_config: Some(log_config()),
         privileged: Some(security.privileged),
         readonly_rootfs: Some(security.read_only_root),
         group_add: unless_empty(&security.groups),
@@ -95,6 +100,13 @@ fn host_config(spec: &ContainerSpec, ports: &[Port]) -> HostConfig {
         security_opt: security.no_new_privileges.then(|| vec!["no-new-privileges".to_owned()]),
         ..HostConfig::default()
     }
+}
+
+/// Logs are kept in files that can be read again, and are not let grow for ever.
+fn log_config() -> HostConfigLogConfig {
+    let options = [("max-size", LOG_FILE_MAX), ("max-file", LOG_FILES_MAX)];
+    let options = options.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    HostConfigLogConfig { typ: Some("json-file".to_owned()), config: Some(HashMap::from(options)) }
 }
 
 /// A container that makes volumes by being made: they are mounted where the image has empty

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -76,6 +77,18 @@ impl FakeRuntime {
         self.wake_followers();
     }
 
+    /// How many commands are under way.
+    #[must_use]
+    pub fn commands(&self) -> usize {
+        self.commands.load(Ordering::Relaxed)
+    }
+
+    /// How many logs are being read.
+    #[must_use]
+    pub fn log_readers(&self) -> usize {
+        self.changed.receiver_count()
+    }
+
     pub(super) fn begin_exec(
         &self,
         id: &str,
@@ -91,7 +104,8 @@ impl FakeRuntime {
         let is_cat = script.is_none() && request.command.first().is_some_and(|word| word == "cat");
         let script = script.unwrap_or_default();
         let (exit, exited) = watch::channel(None);
-        let process = Arc::new(FakeProcess { exit });
+        self.commands.fetch_add(1, Ordering::Relaxed);
+        let process = Arc::new(FakeProcess { exit, commands: self.commands.clone() });
         let (input, echo) = tokio::io::duplex(INPUT_BUFFER_BYTES);
         let written =
             [(OutputStream::Stdout, script.stdout), (OutputStream::Stderr, script.stderr)];
@@ -192,6 +206,8 @@ impl State {
 
 struct FakeProcess {
     exit: watch::Sender<Option<i32>>,
+    /// Counts those that have not ended.
+    commands: Arc<AtomicUsize>,
 }
 
 impl FakeProcess {
@@ -199,6 +215,7 @@ impl FakeProcess {
         self.exit.send_if_modified(|exit| {
             let ends = exit.is_none();
             exit.get_or_insert(code);
+            self.commands.fetch_sub(usize::from(ends), Ordering::Relaxed);
             ends
         });
     }

@@ -53,6 +53,7 @@ impl ControlPlane {
 pub(crate) struct Up {
     pub(crate) process: Process,
     pub(crate) api: Http,
+    pub(crate) api_url: String,
 }
 
 impl Up {
@@ -66,7 +67,8 @@ impl Up {
         let flags = ["up", "--data-dir", data_dir, "--listen", &listen, "--runtime", runtime];
         let store = ["--listen-client-urls", &client, "--listen-peer-urls", &peer];
         let process = Process::start(scratch, "up", MINIKU, flags.into_iter().chain(store));
-        let up = Self { process, api: Http::new(&format!("http://{listen}")) };
+        let api_url = format!("http://{listen}");
+        let up = Self { process, api: Http::new(&api_url), api_url };
         up.is_ready().await;
         up
     }
