@@ -33,6 +33,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A flag that makes no sense with real containers.
+    #[error("{0} is for containers in memory only: add --runtime fake")]
+    OnlyFake(&'static str),
     /// A store that cannot be spoken to at all.
     #[error("the store cannot be used")]
     Store(#[source] api::StoreError),

@@ -25,6 +25,7 @@
 mod backoff;
 mod engine;
 mod error;
+mod hollow;
 mod hooks;
 mod images;
 mod node;
@@ -38,10 +39,12 @@ mod spec;
 mod status;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::{Client, ClientConfig, Clock, Endpoints, Store};
+use api::{Client, ClientConfig, Clock, Endpoints, EventRecorder, Store};
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -50,7 +53,7 @@ pub use error::Error;
 
 use runtime::Runtime;
 use runtime::docker::DockerRuntime;
-use runtime::fake::FakeRuntime;
+use runtime::fake::{FakeOptions, FakeRuntime};
 use server::{Access, Nodes, Server};
 
 /// The size of the machine that the fake engine pretends to be.
@@ -87,6 +90,13 @@ pub struct Config {
     /// run commands in every pod of this node
     #[arg(long)]
     pub allow_remote_requests: bool,
+    /// Be that many nodes at once, NAME-0001 and so on, each with a kubelet of its own in this
+    /// process; for measuring the control plane, with --runtime fake only
+    #[arg(long, value_name = "N")]
+    pub hollow: Option<NonZeroU32>,
+    /// What containers of the fake engine do
+    #[command(flatten)]
+    pub fake: FakeOptions,
 }
 
 /// The container engines there are.
@@ -110,13 +120,20 @@ pub struct Running {
 /// [`Error::NoEngine`] when there is none; see [`start_with`] for others.
 pub async fn start(config: Config) -> Result<Running, Error> {
     let runtime: Arc<dyn Runtime> = match config.runtime {
+        RuntimeKind::Docker if config.fake.are_set() => return Err(Error::OnlyFake("--fake-…")),
+        RuntimeKind::Docker if config.hollow.is_some() => return Err(Error::OnlyFake("--hollow")),
         RuntimeKind::Docker => Arc::new(DockerRuntime::connect().await.map_err(Error::NoEngine)?),
-        RuntimeKind::Fake => FakeRuntime::new(FAKE_CPUS, FAKE_MEMORY_BYTES),
+        RuntimeKind::Fake => {
+            let engine = FakeRuntime::new(FAKE_CPUS, FAKE_MEMORY_BYTES);
+            engine.script_all(config.fake.script());
+            engine
+        }
     };
     start_with(config, runtime).await
 }
 
-/// Starts a kubelet with a container engine of the caller's, whatever the configuration says.
+/// Starts a kubelet, or as many as the configuration says, with a container engine of the caller's,
+/// whatever the configuration says.
 ///
 /// The store need not answer yet: the kubelet waits for it.
 ///
@@ -124,9 +141,14 @@ pub async fn start(config: Config) -> Result<Running, Error> {
 /// A node name that no object can have, an engine that does not answer, a store client that cannot
 /// be made.
 pub async fn start_with(config: Config, runtime: Arc<dyn Runtime>) -> Result<Running, Error> {
-    let name = config.node_name;
-    api::validation::dns_subdomain(&name)
-        .map_err(|reason| Error::NodeName { name: name.clone(), reason })?;
+    let names = match config.hollow {
+        Some(count) => hollow::names(&config.node_name, count),
+        None => vec![config.node_name],
+    };
+    for name in &names {
+        api::validation::dns_subdomain(name)
+            .map_err(|reason| Error::NodeName { name: name.clone(), reason })?;
+    }
     let engine = runtime.info().await.map_err(Error::NoEngine)?;
     let client = Client::new(ClientConfig::for_endpoints(config.store)).map_err(Error::Store)?;
     let store = Store::new(client, Clock::system());
@@ -139,38 +161,76 @@ pub async fn start_with(config: Config, runtime: Arc<dyn Runtime>) -> Result<Run
         engine,
         engine_scheme: runtime.scheme(),
         machine: node::Machine::read(),
-        name,
+        name: String::new(),
     };
-    let span = tracing::info_span!("kubelet", node = %facts.name);
-    tracing::info!(parent: &span, engine = %facts.engine.version, ip = %facts.ip, listen = %facts.serves_at, "starting");
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let agent = node::NodeAgent::new(facts.clone(), runtime.clone(), &store);
-    let beating = agent.run(stop.clone());
-    tasks.spawn(
-        async {
-            beating.await;
-            "heartbeat"
-        }
-        .instrument(span.clone()),
-    );
+    let (events, writer) = EventRecorder::new(&store, "kubelet", api::EVENT_TTL);
+    let written = stop.clone();
+    tasks.spawn(async {
+        writer.run(written).await;
+        "event writer"
+    });
     let serving = server.run(stop.clone());
-    tasks.spawn(
-        async {
-            serving.await;
-            "server"
+    tasks.spawn(async {
+        serving.await;
+        "server"
+    });
+    let allow_host_access = config.allow_host_access;
+    let cluster = Arc::default();
+    let shared = Shared { runtime, store, events, cluster, nodes, allow_host_access };
+    match <[String; 1]>::try_from(names) {
+        Ok([name]) => {
+            shared.spawn(node::NodeFacts { name, ..facts }, &mut tasks, &stop);
         }
-        .instrument(span.clone()),
-    );
-    let running = pods::run(facts, config.allow_host_access, runtime, store, nodes, stop.clone());
-    tasks.spawn(
-        async {
-            running.await;
-            "pod workers"
+        Err(names) => {
+            tasks.spawn(hollow::run(names, facts, shared, stop.clone()));
         }
-        .instrument(span),
-    );
+    }
     Ok(Running { tasks, stop })
+}
+
+/// What the kubelets of one process have in common: mostly there is one.
+#[derive(Clone)]
+struct Shared {
+    runtime: Arc<dyn Runtime>,
+    store: Store,
+    events: EventRecorder,
+    /// Which cluster this is, once the store has told.
+    cluster: Arc<OnceCell<String>>,
+    /// What the one server for logs and commands serves.
+    nodes: Nodes,
+    allow_host_access: bool,
+}
+
+impl Shared {
+    /// Starts the kubelet of one node.
+    fn spawn(
+        &self,
+        facts: node::NodeFacts,
+        tasks: &mut JoinSet<&'static str>,
+        stop: &CancellationToken,
+    ) {
+        let span = tracing::info_span!("kubelet", node = %facts.name);
+        tracing::info!(parent: &span, engine = %facts.engine.version, ip = %facts.ip, listen = %facts.serves_at, "starting");
+        let agent = node::NodeAgent::new(facts.clone(), self.runtime.clone(), &self.store);
+        let beating = agent.run(stop.clone());
+        tasks.spawn(
+            async {
+                beating.await;
+                "heartbeat"
+            }
+            .instrument(span.clone()),
+        );
+        let running = pods::run(facts, self.clone(), stop.clone());
+        tasks.spawn(
+            async {
+                running.await;
+                "pod workers"
+            }
+            .instrument(span),
+        );
+    }
 }
 
 impl Running {

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use self::events::Told;
+use crate::Shared;
 use crate::engine;
 use crate::error::Chain;
 use crate::hooks::Hooks;
@@ -35,7 +36,7 @@ use crate::plan::{Action, ERR_IMAGE_PULL, Input, Plan, plan, plan_orphans};
 use crate::probe::{Listener, Probes, Reason, Report};
 use crate::record::{Record, annotate, told_restarts};
 use crate::runtime::{Container, ContainerState, Identity, Runtime, RuntimeError};
-use crate::server::{Nodes, Served};
+use crate::server::Served;
 use crate::spec::{self, Host};
 
 /// Pods worked on at a time.
@@ -131,14 +132,8 @@ enum Next {
 }
 
 /// Runs the node's pods until told to stop; work that has begun is then finished.
-pub(crate) async fn run(
-    facts: NodeFacts,
-    allow_host_access: bool,
-    runtime: Arc<dyn Runtime>,
-    store: Store,
-    nodes: Nodes,
-    stop: CancellationToken,
-) {
+pub(crate) async fn run(facts: NodeFacts, shared: Shared, stop: CancellationToken) {
+    let Shared { runtime, store, events, cluster, nodes, allow_host_access } = shared;
     let mut tasks = JoinSet::new();
     let pods = store.api::<Pod>();
     let informer = Informer::new(pods.clone(), Scope::Node(facts.name.clone()));
@@ -148,13 +143,11 @@ pub(crate) async fn run(
     // Until the store has told which cluster this is and which pods there are, every container
     // would look like an orphan.
     let known = async {
-        let cluster = cluster_id(&store).await;
-        cache.synced().await.then_some(cluster)
+        let cluster = cluster.get_or_init(|| cluster_id(&store)).await;
+        cache.synced().await.then(|| cluster.clone())
     };
     if let Some(Some(cluster)) = stop.run_until_cancelled(known).await {
         let queue = WorkQueue::new(RETRIES);
-        let (events, writer) = EventRecorder::new(&store, "kubelet", api::EVENT_TTL);
-        tasks.spawn(writer.run(stop.clone()).in_current_span());
         let events = events.on_host(&facts.name);
         let listener = ProbeListener { queue: queue.clone(), events: events.clone() };
         let (pulled, hooked) = (queue.clone(), queue.clone());

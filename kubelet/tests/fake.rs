@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use api::{Error, ObjectKey, Store};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use kubelet::runtime::ContainerState;
-use kubelet::runtime::fake::{FakeRuntime, Script};
+use kubelet::runtime::fake::{FakeOptions, FakeRuntime, Script};
 use kubelet::{Config, Running, RuntimeKind};
 use serde_json::json;
 
@@ -35,11 +37,17 @@ impl World {
     }
 
     async fn kubelet(&self, node: &str) -> Running {
+        self.kubelets(node, None).await
+    }
+
+    async fn kubelets(&self, node: &str, hollow: Option<NonZeroU32>) -> Running {
         let config = Config {
             store: self.etcd.url.parse().unwrap(),
             node_name: node.into(),
             runtime: RuntimeKind::Fake,
             allow_host_access: false,
+            hollow,
+            fake: FakeOptions::default(),
             node_ip: Some("192.0.2.7".parse().unwrap()),
             listen: ([127, 0, 0, 1], 0).into(),
             allow_remote_requests: false,
@@ -118,6 +126,33 @@ async fn pods_run_are_told_of_and_go() {
     world.pods.until_gone("web-1").await;
     assert_eq!(world.names(), ["web-2"]);
     kubelet.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hollow_nodes_are_nodes_each_with_its_own_pods() {
+    let world = world!();
+    let kubelets = world.kubelets("hollow", NonZeroU32::new(150)).await;
+    let nodes: Vec<String> = (1..=150).map(|number| format!("hollow-{number:04}")).collect();
+    for node in &nodes {
+        let pod = format!("on-{node}");
+        world.pods.run(&pod, node, json!({"image": "nginx"}), json!({})).await;
+    }
+    for node in &nodes {
+        world.pods.until_running(&format!("on-{node}")).await;
+        eventually("each is ready", async || {
+            node_ready(&world.store, node).await.is_some_and(|(status, _)| status == "True")
+        })
+        .await;
+    }
+    assert_eq!(world.all_names().len(), nodes.len());
+    for container in world.engine.containers() {
+        assert_eq!(container.name, format!("on-{}", container.identity.node));
+    }
+    let leases = world.store.api::<Lease>().list(&api::Scope::All).await.unwrap();
+    let beats: BTreeSet<_> =
+        leases.items.into_iter().filter_map(|lease| lease.spec?.renew_time).collect();
+    assert_eq!(beats.len(), nodes.len(), "no two beat at one moment");
+    kubelets.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

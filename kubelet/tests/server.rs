@@ -21,7 +21,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use k8s_openapi::api::core::v1::Node;
 use kubelet::runtime::OutputStream::{Stderr, Stdout};
-use kubelet::runtime::fake::{ExecScript, FakeRuntime};
+use kubelet::runtime::fake::{ExecScript, FakeOptions, FakeRuntime};
 use kubelet::{Config, Running, RuntimeKind};
 use serde_json::json;
 use tokio::net::TcpStream;
@@ -51,6 +51,8 @@ impl World {
             node_ip: Some("192.0.2.7".parse().unwrap()),
             listen: ([127, 0, 0, 1], 0).into(),
             allow_remote_requests: false,
+            hollow: None,
+            fake: FakeOptions::default(),
         };
         let kubelet = kubelet::start_with(config, engine.clone()).await.unwrap();
         let nodes = etcd.store().api::<Node>();

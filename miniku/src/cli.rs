@@ -88,7 +88,11 @@ Examples:
       Containers on the local Docker Engine, the store on 127.0.0.1:2379.
   miniku kubelet --node-name node-2 --runtime fake
       Containers in memory only.
-  miniku kubelet --node-name node-1 --store http://10.0.0.1:2379,http://10.0.0.2:2379")]
+  miniku kubelet --node-name node-1 --store http://10.0.0.1:2379,http://10.0.0.2:2379
+  miniku kubelet --node-name hollow --runtime fake --hollow 1000 --log warn
+      A thousand nodes, hollow-0001 to hollow-1000, whose containers start at once and run on.
+  miniku kubelet --node-name shaky --runtime fake --hollow 10 --fake-start-delay 2s --fake-exit-after 1m --fake-exit-code 1
+      Ten nodes on which every container takes two seconds to start and fails after a minute.")]
     Kubelet(kubelet::Config),
 }
 

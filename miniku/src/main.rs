@@ -126,5 +126,8 @@ fn is_usage(error: &anyhow::Error) -> bool {
             error.downcast_ref(),
             Some(store::backup::Error::Config(_) | store::backup::Error::OwnUrls { .. })
         )
-        || matches!(error.downcast_ref(), Some(kubelet::Error::NodeName { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(kubelet::Error::NodeName { .. } | kubelet::Error::OnlyFake(_))
+        )
 }

@@ -11,6 +11,7 @@
 //! Many kubelets can share one. What a call costs does not grow with the containers of other nodes
 //! or pods, and a container is an entry in a few maps, with no task of its own.
 
+mod options;
 mod script;
 mod streams;
 
@@ -29,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+pub use self::options::FakeOptions;
 pub use self::script::Script;
 pub use self::streams::ExecScript;
 use self::streams::{ExecScripts, Log};
@@ -68,6 +70,8 @@ struct State {
     of_names: HashMap<String, String>,
     volumes: BTreeMap<String, (String, ListedVolume)>,
     images: HashSet<String>,
+    /// What containers do whose image has no script.
+    script_of_all: Script,
     scripts: BTreeMap<String, Script>,
     execs: BTreeMap<String, ExecScripts>,
     logs: BTreeMap<String, Log>,
@@ -98,7 +102,7 @@ impl State {
         if made.spec.identity.is_sandbox() {
             return Ok(Script::default());
         }
-        let of_image = self.scripts.get(&made.spec.image).cloned().unwrap_or_default();
+        let of_image = self.scripts.get(&made.spec.image).unwrap_or(&self.script_of_all).clone();
         let container = &made.spec.identity.container;
         of_image.annotated(&made.spec.annotations, container).map_err(RuntimeError::Refused)
     }
@@ -157,6 +161,11 @@ impl FakeRuntime {
             ending: Mutex::default(),
             own: own.clone(),
         })
+    }
+
+    /// Says what containers do from now on whose image has no script of its own.
+    pub fn script_all(&self, script: Script) {
+        self.state.lock().script_of_all = script;
     }
 
     /// Says what containers of `image` do from now on.

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use api::annotations::{NEXT_RETRY_AT, RETRY_COUNT};
 use k8s_openapi::api::core::v1::Pod;
+use kubelet::runtime::fake::FakeOptions;
 use kubelet::{Config, Running, RuntimeKind};
 use serde_json::{Value, json};
 
@@ -112,6 +113,8 @@ impl World {
             node_ip: None,
             listen: ([127, 0, 0, 1], 0).into(),
             allow_remote_requests: false,
+            hollow: None,
+            fake: FakeOptions::default(),
         }
     }
 

@@ -8,8 +8,8 @@ use jiff::SignedDuration;
 /// Annotations of a pod that begin so say what its containers do on a fake engine.
 const PREFIX: &str = "fake.miniku.dev/";
 
-/// What a container does: by its image with [`script`](super::FakeRuntime::script), or by annotations
-/// of its pod, which win:
+/// What a container does: by the flags of the kubelet ([`FakeOptions`](super::FakeOptions)), by its image
+/// with [`script`](super::FakeRuntime::script), or by annotations of its pod, which win:
 ///
 /// | annotation | value | meaning |
 /// | --- | --- | --- |
