@@ -8,8 +8,9 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Each crate with the crates of the project that it is built from. Nothing else is allowed.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("miniku", &["apiserver", "controllers", "kubelet", "store"]),
+    ("control-plane-bench", &["store-bench", "store-client"]),
     ("apiserver", &["api"]),
     ("controllers", &["api"]),
     ("kubelet", &["api"]),

@@ -1,22 +1,20 @@
 //! Three members of one system, as processes that end with the value that holds them.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use store_bench::ports::free_ports;
+use store_bench::process::{self, Memory};
 use store_proto::etcdserverpb::kv_client::KvClient;
 use store_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use store_proto::etcdserverpb::{RangeRequest, StatusRequest, StatusResponse};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
-
-use crate::process::{self, Memory};
 
 /// Members of a cluster.
 pub(crate) const MEMBERS: usize = 3;
@@ -26,8 +24,6 @@ const START_TIMEOUT: Duration = Duration::from_secs(180);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Between two looks at something that is waited for: small, as it is part of what is measured.
 const POLL: Duration = Duration::from_millis(2);
-/// Ports from here up to the ones that the system gives to outgoing connections.
-const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
 /// One of the two that are compared.
 pub(crate) struct System {
@@ -269,25 +265,4 @@ fn disk_bytes(path: &Path) -> std::io::Result<u64> {
         }
     }
     Ok(sum)
-}
-
-/// Ports that nobody listens on, below those that outgoing connections get.
-fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let span = PORTS.end - PORTS.start;
-    // Two of these programs at once should not look at the same ports.
-    let offset = u16::try_from(std::process::id() % u32::from(span))?;
-    let mut ports = Vec::new();
-    for _ in 0..span {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        let sum = (u32::from(offset) * 7 + u32::from(step)) % u32::from(span);
-        let port = PORTS.start + u16::try_from(sum)?;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            ports.push(port);
-        }
-        if ports.len() == count {
-            return Ok(ports);
-        }
-    }
-    bail!("there are no {count} free ports in {PORTS:?}")
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::bail;
+use store_bench::latencies::Latencies;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
@@ -48,7 +49,7 @@ impl Outcome {
         let done = self.latencies.count() as f64;
         vec![
             Line::new("per second", Better::Higher, vec![done / self.elapsed.as_secs_f64()]),
-            self.latencies.line("p50, p99 (ms)"),
+            latencies_line(&self.latencies, "p50, p99 (ms)"),
             Line::new(
                 "CPU s of the servers per 100,000",
                 Better::Lower,
@@ -58,33 +59,10 @@ impl Outcome {
     }
 }
 
-/// Times that something took.
-#[derive(Default)]
-pub(crate) struct Latencies {
-    sorted: Vec<Duration>,
-}
-
-impl Latencies {
-    pub(crate) fn new(mut all: Vec<Duration>) -> Self {
-        all.sort_unstable();
-        Self { sorted: all }
-    }
-
-    pub(crate) fn count(&self) -> usize {
-        self.sorted.len()
-    }
-
-    /// The smallest one that is not below `fraction` of all; zero if there are none.
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    pub(crate) fn quantile(&self, fraction: f64) -> Duration {
-        let rank = (fraction * self.sorted.len() as f64).ceil() as usize;
-        self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
-    }
-
-    pub(crate) fn line(&self, what: &'static str) -> Line {
-        let ms = |fraction| self.quantile(fraction).as_secs_f64() * 1000.0;
-        Line::new(what, Better::Lower, vec![ms(0.5), ms(0.99)])
-    }
+/// The line of the table for times that something took.
+pub(crate) fn latencies_line(latencies: &Latencies, what: &'static str) -> Line {
+    let ms = |fraction| latencies.quantile(fraction).as_secs_f64() * 1000.0;
+    Line::new(what, Better::Lower, vec![ms(0.5), ms(0.99)])
 }
 
 /// Lets `clients` clients work, first to warm up, then to be measured.

@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::load::Latencies;
+use crate::latencies::Latencies;
 
 /// Syncs in each look.
 const SYNCS: usize = 20;
 const SYNC_BYTES: usize = 4096;
 
 /// A line for below the table.
-pub(crate) struct Machine {
+#[derive(Debug)]
+pub struct Machine {
     cores: usize,
     file_system: String,
     syncs: Vec<Duration>,
@@ -23,7 +24,7 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// Looks at the machine, and at the file system that holds `dir`.
-    pub(crate) fn look(dir: &Path) -> anyhow::Result<Self> {
+    pub fn look(dir: &Path) -> anyhow::Result<Self> {
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         Ok(Self {
             cores: std::thread::available_parallelism()?.get(),
@@ -33,7 +34,7 @@ impl Machine {
     }
 
     /// Measures how long a sync takes at present: a disk may be another one at the end of the run.
-    pub(crate) fn measure_syncs(&mut self, dir: &Path) -> anyhow::Result<()> {
+    pub fn measure_syncs(&mut self, dir: &Path) -> anyhow::Result<()> {
         self.syncs.extend(syncs(dir)?);
         Ok(())
     }

@@ -9,9 +9,7 @@
 mod cluster;
 mod connections;
 mod load;
-mod machine;
 mod options;
-mod process;
 mod report;
 mod rows;
 
@@ -20,10 +18,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
+use store_bench::machine::Machine;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cluster::System;
-use crate::machine::Machine;
 use crate::options::Options;
 use crate::report::Table;
 

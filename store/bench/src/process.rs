@@ -6,15 +6,15 @@ use anyhow::Context as _;
 
 /// What a process takes of the machine's memory, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Memory {
+pub struct Memory {
     /// Resident at present, pages of mapped files included.
-    pub(crate) resident: u64,
+    pub resident: u64,
     /// The most that was ever resident.
-    pub(crate) peak: u64,
+    pub peak: u64,
 }
 
-/// The process's memory.
-pub(crate) fn memory(pid: u32) -> anyhow::Result<Memory> {
+/// The process's memory. Fails when there is no such process.
+pub fn memory(pid: u32) -> anyhow::Result<Memory> {
     let path = format!("/proc/{pid}/status");
     let status = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     let bytes = |field| kilobytes(&status, field).map(|kib| kib * 1024);
@@ -28,8 +28,9 @@ fn kilobytes(status: &str, field: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
-/// Processor time that the process has used, in user and in kernel mode.
-pub(crate) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
+/// Processor time that the process has used, in user and in kernel mode. Fails when there is no such
+/// process.
+pub fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     let path = format!("/proc/{pid}/stat");
     let stat = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     let ticks = ticks(&stat).with_context(|| format!("{path} is not as expected"))?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use store_bench::latencies::Latencies;
 use store_proto::etcdserverpb::kv_client::KvClient;
 use store_proto::etcdserverpb::watch_client::WatchClient;
 use store_proto::etcdserverpb::watch_request::RequestUnion;
@@ -21,7 +22,7 @@ use tonic::Streaming;
 use super::key;
 use crate::cluster::Cluster;
 use crate::connections::Connections;
-use crate::load::{ENDED, Latencies, MEASURING, WARMING_UP};
+use crate::load::{ENDED, MEASURING, WARMING_UP, latencies_line};
 use crate::options::Options;
 use crate::report::{Better, Line};
 
@@ -64,7 +65,7 @@ pub(super) async fn measure(cluster: &Cluster, options: &Options) -> anyhow::Res
     let events = latencies.count() as f64;
     Ok(vec![
         Line::new("events per second", Better::Higher, vec![events / elapsed.as_secs_f64()]),
-        latencies.line("put to event: p50, p99 (ms)"),
+        latencies_line(&latencies, "put to event: p50, p99 (ms)"),
         Line::new(
             "CPU s of the servers per 100,000 events",
             Better::Lower,
