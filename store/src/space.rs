@@ -16,6 +16,8 @@
 //!                   (each and as much as is in use: a snapshot has to find room)
 //!                   below 32 MiB free the member ends: the log could fail at any time
 //! ```
+//! What was deleted is out of use at once, but out of the state's files only later, and they even grow
+//! while it leaves them. So an alarm for the disk also waits until they have been rewritten.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -104,8 +106,17 @@ struct Observed {
     in_use_bytes: u64,
     /// `None` when the disk is not looked at, or cannot be.
     free_bytes: Option<u64>,
+    /// What the state's files take.
+    state_bytes: u64,
     /// Whether a request was refused for the quota since the last look.
     refused: bool,
+}
+
+impl Observed {
+    /// Whether the state's files take much more than they hold.
+    fn is_rewrite_worthwhile(&self) -> bool {
+        self.state_bytes / REWRITE_FACTOR > self.in_use_bytes + REWRITE_BYTES
+    }
 }
 
 /// Which alarm this member should have raised, given the one that it has.
@@ -124,7 +135,11 @@ fn wanted(limits: &SpaceLimits, seen: Observed, raised: Option<Cause>) -> Option
 
 fn is_low(limits: &SpaceLimits, seen: Observed, raised: Option<Cause>) -> bool {
     let reserve = limits.reserve_bytes;
-    let margin = if raised == Some(Cause::Disk) { reserve / RESERVE_MARGIN } else { 0 };
+    let is_raised = raised == Some(Cause::Disk);
+    if is_raised && seen.free_bytes.is_some() && seen.is_rewrite_worthwhile() {
+        return true;
+    }
+    let margin = if is_raised { reserve / RESERVE_MARGIN } else { 0 };
     // A snapshot, and the state rewritten, take as much as is in use.
     let needed = reserve.saturating_add(margin).saturating_add(seen.in_use_bytes);
     seen.free_bytes.is_some_and(|free| free < needed)
@@ -254,11 +269,14 @@ pub(crate) async fn watch_over(member: Arc<Member>) -> DiskFull {
             _ = interval.tick() => {}
             () = member.space.look.notified() => {}
         }
-        let mut free = None;
+        let (mut free, mut state_bytes) = (None, 0);
         if limits.reserve_bytes > 0 {
-            let path = data_dir.clone();
+            let (path, mvcc) = (data_dir.clone(), member.mvcc.clone());
+            let look = move || Ok((free_bytes(&path)?, mvcc.size_bytes().unwrap_or(0)));
             // Where it cannot be told, the log will tell.
-            free = blocking(move || free_bytes(&path)).await.ok();
+            if let Ok((now_free, now_held)) = blocking(look).await {
+                (free, state_bytes) = (Some(now_free), now_held);
+            }
         }
         if let Some(free_bytes) = free
             && let Err(full) = check_free(data_dir, limits, free_bytes)
@@ -268,13 +286,14 @@ pub(crate) async fn watch_over(member: Arc<Member>) -> DiskFull {
         let seen = Observed {
             in_use_bytes: member.mvcc.in_use_bytes(),
             free_bytes: free,
+            state_bytes,
             refused: member.space.refused.swap(false, Ordering::Relaxed),
         };
         let raised = member.own_alarm();
         let is_disk_low = is_low(limits, seen, raised);
         member.space.is_disk_low.store(is_disk_low, Ordering::Relaxed);
         if is_disk_low {
-            relief.rewrite(&member);
+            relief.rewrite(&member, seen);
         }
         let Some((cause, raise)) = change(raised, wanted(limits, seen, raised)) else { continue };
         let alarm =
@@ -297,11 +316,9 @@ struct Relief {
 }
 
 impl Relief {
-    fn rewrite(&mut self, member: &Arc<Member>) {
-        let on_disk = member.mvcc.size_bytes().unwrap_or(0);
-        let is_worthwhile = on_disk / REWRITE_FACTOR > member.mvcc.in_use_bytes() + REWRITE_BYTES;
+    fn rewrite(&mut self, member: &Arc<Member>, seen: Observed) {
         let is_due = self.last.is_none_or(|last| last.elapsed() >= REWRITE_PAUSE);
-        if !is_worthwhile || !is_due {
+        if !seen.is_rewrite_worthwhile() || !is_due {
             return;
         }
         while self.rewrites.try_join_next().is_some() {}
@@ -368,12 +385,32 @@ mod tests {
             (0, 1000, false, Some(Client), None),
         ];
         for (in_use_bytes, free_bytes, refused, raised, expected) in cases {
-            let seen = Observed { in_use_bytes, free_bytes: Some(free_bytes), refused };
+            let free_bytes = Some(free_bytes);
+            let seen = Observed { in_use_bytes, free_bytes, state_bytes: in_use_bytes, refused };
             assert_eq!(wanted(&LIMITS, seen, raised), expected, "{seen:?} {raised:?}");
         }
         let unlimited = SpaceLimits { quota_bytes: None, reserve_bytes: 400 };
-        let seen = Observed { in_use_bytes: u64::MAX, free_bytes: None, refused: true };
+        let seen =
+            Observed { in_use_bytes: u64::MAX, free_bytes: None, state_bytes: 0, refused: true };
         assert_eq!(wanted(&unlimited, seen, None), None);
+    }
+
+    #[test]
+    fn an_alarm_for_the_disk_waits_until_what_was_deleted_has_left_the_files() {
+        use Cause::Disk;
+        let much = REWRITE_FACTOR * (REWRITE_BYTES + 1);
+        let cases = [
+            // The state's files, free, raised; wanted.
+            (much, Some(500), Some(Disk), Some(Disk)),
+            (much - 1, Some(500), Some(Disk), None),
+            // Who has room enough raises none for it.
+            (much, Some(500), None, None),
+            (much, None, Some(Disk), None),
+        ];
+        for (state_bytes, free_bytes, raised, expected) in cases {
+            let seen = Observed { in_use_bytes: 0, free_bytes, state_bytes, refused: false };
+            assert_eq!(wanted(&LIMITS, seen, raised), expected, "{seen:?} {raised:?}");
+        }
     }
 
     #[test]
