@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::lifecycle::{self, Step};
 use crate::swap::{Swap, decode, set_revision};
 use crate::taints::DefaultTolerations;
-use crate::{Clock, Error, Object, ObjectKey, Scope, WatchStream};
+use crate::{Clock, Error, Object, ObjectKey, Propagation, Scope, Term, WatchStream};
 
 /// Random characters after a `generateName`, and how often another draw is made when the name is
 /// taken: Kubernetes' numbers.
@@ -24,18 +24,25 @@ pub struct Store {
     client: Client,
     clock: Clock,
     tolerations: DefaultTolerations,
+    term: Option<Term>,
 }
 
 impl Store {
     /// Objects in the store that a client talks to, stamped with the time of a clock.
     pub fn new(client: Client, clock: Clock) -> Self {
-        Self { client, clock, tolerations: DefaultTolerations::default() }
+        Self { client, clock, tolerations: DefaultTolerations::default(), term: None }
     }
 
     /// The same store, whose new pods tolerate nodes in trouble for another time.
     #[must_use]
     pub fn with_tolerations(self, tolerations: DefaultTolerations) -> Self {
         Self { tolerations, ..self }
+    }
+
+    /// The same store for a leader: what it writes is refused once the term is over.
+    #[must_use]
+    pub fn during(self, term: Term) -> Self {
+        Self { term: Some(term), ..self }
     }
 
     /// Access to the objects of one kind.
@@ -71,6 +78,8 @@ pub struct DeleteOptions {
     /// Seconds that its containers get to stop; none: as long as the object says. 0 removes a pod
     /// at once, whatever still runs of it.
     pub grace_seconds: Option<i64>,
+    /// What becomes of its dependents; none: as its finalizers say, mostly Background.
+    pub propagation: Option<Propagation>,
 }
 
 /// What became of a request for deletion.
@@ -99,6 +108,10 @@ impl<K: Object> Api<K> {
 
     pub(crate) fn client(&self) -> &Client {
         &self.store.client
+    }
+
+    pub(crate) fn term(&self) -> Option<&Term> {
+        self.store.term.as_ref()
     }
 
     /// Reads an object, linearizably. [`Error::NotFound`] when there is none.

@@ -16,6 +16,8 @@ use crate::{Object, ObjectKey, Selector};
 
 /// Changed objects that are held for a subscriber who does not fetch them.
 const MAX_PENDING_CHANGES: usize = 16_384;
+/// In the place of a controller's uid.
+const NO_CONTROLLER: &str = "";
 
 /// A local copy of the objects of a scope. Clones are cheap and show the same objects.
 pub struct Cache<K> {
@@ -34,7 +36,7 @@ struct Shared<K> {
 }
 
 #[derive(Clone, Copy, Default)]
-struct Progress {
+pub(crate) struct Progress {
     /// Everything up to this revision is in the cache; 0 before the first list.
     revision: i64,
     /// Nobody writes the cache any more.
@@ -43,7 +45,8 @@ struct Progress {
 
 struct State<K> {
     objects: Group<K>,
-    by_controller: BTreeMap<String, Group<K>>,
+    /// By the uids of their owners; those without a controller by an empty one as well.
+    by_owner: BTreeMap<String, Group<K>>,
     by_node: BTreeMap<String, Group<K>>,
     subscribers: Vec<Weak<Inbox<K>>>,
     synced: bool,
@@ -119,7 +122,7 @@ impl<K: Object> Cache<K> {
     pub(crate) fn new() -> Self {
         let state = State {
             objects: Group::new(),
-            by_controller: BTreeMap::new(),
+            by_owner: BTreeMap::new(),
             by_node: BTreeMap::new(),
             subscribers: Vec::new(),
             synced: false,
@@ -152,12 +155,27 @@ impl<K: Object> Cache<K> {
 
     /// The objects whose controller, their owner with `controller: true`, has this uid.
     pub fn controlled_by(&self, uid: &str) -> Vec<Arc<K>> {
-        group(&self.shared.state.read().by_controller, uid)
+        let mut owned = self.owned_by(uid);
+        owned.retain(|object| object.controller().is_some_and(|owner| owner.uid == uid));
+        owned
     }
 
     /// The objects that no controller owns.
     pub fn uncontrolled(&self) -> Vec<Arc<K>> {
-        self.controlled_by("")
+        group(&self.shared.state.read().by_owner, NO_CONTROLLER)
+    }
+
+    /// The objects that name this uid among their owners.
+    pub fn owned_by(&self, uid: &str) -> Vec<Arc<K>> {
+        if uid == NO_CONTROLLER {
+            return Vec::new();
+        }
+        group(&self.shared.state.read().by_owner, uid)
+    }
+
+    /// Whether there is any object that names this uid among its owners.
+    pub fn owns(&self, uid: &str) -> bool {
+        uid != NO_CONTROLLER && self.shared.state.read().by_owner.contains_key(uid)
     }
 
     /// The pods that are bound to a node.
@@ -196,6 +214,16 @@ impl<K: Object> Cache<K> {
         let mut progress = self.shared.progress.subscribe();
         let reached = progress.wait_for(|at| at.ended || at.revision >= revision).await;
         reached.is_ok_and(|at| at.revision >= revision)
+    }
+
+    /// Follows the revision, for those who look at the objects whenever it moves.
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.shared.progress.subscribe()
+    }
+
+    /// Whether nobody writes the cache any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.shared.progress.borrow().ended
     }
 
     /// Subscribes to changes. The first notice is [`Notice::Resync`], once the cache is filled.
@@ -262,22 +290,17 @@ impl<K: Object> State<K> {
             Some(new) => self.objects.insert(key.clone(), Arc::clone(new)),
             None => self.objects.remove(key),
         };
-        for (index, name_of) in [
-            (&mut self.by_controller, controller_uid as fn(&K) -> &str),
-            (&mut self.by_node, node_name as fn(&K) -> &str),
-        ] {
-            if let Some(old) = &old
-                && let Some(group) = index.get_mut(name_of(old))
-            {
-                group.remove(key);
-                if group.is_empty() {
-                    index.remove(name_of(old));
-                }
+        if let Some(old) = &old {
+            for owner in owner_uids(&**old) {
+                leave(&mut self.by_owner, owner, key);
             }
-            if let Some(new) = new {
-                let group = index.entry(name_of(new).to_owned()).or_default();
-                group.insert(key.clone(), Arc::clone(new));
+            leave(&mut self.by_node, node_name(&**old), key);
+        }
+        if let Some(new) = new {
+            for owner in owner_uids(&**new) {
+                join(&mut self.by_owner, owner, key, new);
             }
+            join(&mut self.by_node, node_name(&**new), key, new);
         }
         old
     }
@@ -331,8 +354,28 @@ impl<K> Pending<K> {
     }
 }
 
-fn controller_uid<K: Object>(object: &K) -> &str {
-    object.controller().map_or("", |owner| &owner.uid)
+/// What an object is found by in the index of owners.
+fn owner_uids<K: Object>(object: &K) -> impl Iterator<Item = &str> {
+    let owners = object.metadata().owner_references.iter().flatten();
+    let free = object.controller().is_none().then_some(NO_CONTROLLER);
+    owners.map(|owner| owner.uid.as_str()).chain(free)
+}
+
+fn leave<K>(index: &mut BTreeMap<String, Group<K>>, name: &str, key: &ObjectKey) {
+    if let Some(group) = index.get_mut(name) {
+        group.remove(key);
+        if group.is_empty() {
+            index.remove(name);
+        }
+    }
+}
+
+fn join<K>(index: &mut BTreeMap<String, Group<K>>, name: &str, key: &ObjectKey, object: &Arc<K>) {
+    let group = match index.get_mut(name) {
+        Some(group) => group,
+        None => index.entry(name.to_owned()).or_default(),
+    };
+    group.insert(key.clone(), Arc::clone(object));
 }
 
 fn node_name<K: Object>(object: &K) -> &str {

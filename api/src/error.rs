@@ -37,6 +37,9 @@ pub enum Error {
     /// The object breaks rules of its kind.
     #[error(transparent)]
     Invalid(#[from] Invalid),
+    /// The store is one of a [`Term`](crate::Term) that is over: nothing was written.
+    #[error("another leader has been elected")]
+    Deposed,
     /// The revision asked for is compacted, or the continue token is too old: list again.
     #[error("the resource version is too old: list again")]
     Expired,

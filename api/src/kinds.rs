@@ -25,7 +25,7 @@ const MAX_USER_PRIORITY: i32 = 1_000_000_000;
 const SYSTEM_PRIORITY_PREFIX: &str = "system-";
 
 /// What is to be known of a kind without its Rust type.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Kind {
     /// The API group; empty for the core group.
     pub group: &'static str,
@@ -141,6 +141,12 @@ pub static KINDS: [&Kind; 6] = [&POD, &REPLICA_SET, &NODE, &LEASE, &EVENT, &PRIO
 /// The kind with a plural, as in a path.
 pub fn kind_named(group: &str, plural: &str) -> Option<&'static Kind> {
     KINDS.into_iter().find(|kind| kind.group == group && kind.plural == plural)
+}
+
+/// The kind of an owner, whatever version of it the reference names.
+pub fn kind_of(owner: &OwnerReference) -> Option<&'static Kind> {
+    let group = owner.api_version.split_once('/').map_or("", |(group, _)| group);
+    KINDS.into_iter().find(|kind| kind.group == group && kind.kind == owner.kind)
 }
 
 /// An object that is kept in the store.

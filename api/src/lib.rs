@@ -3,6 +3,7 @@
 //! - [`Object`] and [`KINDS`]: the kinds there are, one row each.
 //! - [`Store`] and [`Api`]: get, list, create, compare-and-swap updates, deletion with grace and
 //!   finalizers, the bind of a pod, raw watches. What every kind has in common is done here, once.
+//! - [`Term`]: what a leader writes is refused once another one has been elected.
 //! - [`Informer`] and [`Cache`]: a local copy of a [`Scope`] that follows the store.
 //! - [`EventRecorder`]: tells people what happens to objects.
 //! - [`WorkQueue`]: keys to be worked on, each by one worker at a time, with delays and backoff.
@@ -37,6 +38,7 @@ mod access;
 pub mod annotations;
 mod binding;
 mod cache;
+mod catch_up;
 mod clock;
 mod duration;
 mod error;
@@ -48,12 +50,14 @@ mod kinds;
 mod lifecycle;
 mod list;
 mod node_copies;
+mod propagation;
 mod quantity;
 mod queue;
 mod selector;
 pub mod streaming;
 mod swap;
 pub mod taints;
+mod term;
 pub mod validation;
 mod watch;
 
@@ -66,13 +70,15 @@ pub use events::{EVENT_TTL, EventRecorder, EventWriter, Subject};
 pub use informer::Informer;
 pub use key::{ObjectKey, Scope};
 pub use kinds::{
-    EVENT, KINDS, Kind, LEASE, NODE, Object, POD, PRIORITY_CLASS, REPLICA_SET, kind_named,
+    EVENT, KINDS, Kind, LEASE, NODE, Object, POD, PRIORITY_CLASS, REPLICA_SET, kind_named, kind_of,
 };
 pub use list::{Continue, List, ListOptions};
+pub use propagation::{FOREGROUND_FINALIZER, ORPHAN_FINALIZER, Propagation};
 pub use quantity::{Amount, BadQuantity};
 pub use queue::{Backoff, Outcome, WorkItem, WorkQueue, run_workers};
 pub use selector::Selector;
 #[cfg(feature = "testing")]
 pub use store_client::testing;
 pub use store_client::{Client, ClientConfig, Endpoints, Error as StoreError};
+pub use term::Term;
 pub use watch::{WatchBatch, WatchEvent, WatchStream};

@@ -3,7 +3,8 @@
 //! Deletion, as in Kubernetes: an object without finalizers that nobody has to wind up goes at
 //! once. Otherwise it gets a `deletionTimestamp` and stays: a pod bound to a node until its
 //! kubelet has stopped its containers and finishes the deletion, which is a deletion without grace;
-//! an object with finalizers until an update removes the last of them.
+//! an object with finalizers until an update removes the last of them. What becomes of its
+//! dependents is a matter of finalizers, too: see [`Propagation`](crate::Propagation).
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -96,16 +97,27 @@ pub(crate) fn delete<K: Object>(before: &K, options: &DeleteOptions, now: Timest
         (None, _) => 0,
         (Some(default), asked) => asked.unwrap_or(default).max(0),
     };
-    let has_finalizers = before.metadata().finalizers.iter().flatten().next().is_some();
-    if grace == 0 && !has_finalizers {
+    let finalizers = before.metadata().finalizers.as_deref().unwrap_or_default();
+    let finalizers = match options.propagation {
+        Some(propagation) => propagation.finalizers(finalizers),
+        None => finalizers.to_vec(),
+    };
+    if grace == 0 && finalizers.is_empty() {
         return Step::Remove;
     }
+    let mut after = before.clone();
+    after.metadata_mut().finalizers = (!finalizers.is_empty()).then_some(finalizers);
     // A second request may shorten the grace, and never lengthens it.
     let granted = before.metadata().deletion_grace_period_seconds;
     if before.is_deleting() && granted.is_none_or(|granted| granted <= grace) {
-        return Step::Keep;
+        return if after == *before {
+            Step::Keep
+        } else if may_go(&after) {
+            Step::Remove
+        } else {
+            Step::Write(after)
+        };
     }
-    let mut after = before.clone();
     let until = now.checked_add(jiff::SignedDuration::from_secs(grace)).unwrap_or(now);
     let metadata = after.metadata_mut();
     metadata.deletion_timestamp = Some(stamp(until));
@@ -172,6 +184,7 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     use super::*;
+    use crate::Propagation;
 
     fn now() -> Timestamp {
         "2026-01-02T03:04:05.678Z".parse().unwrap()
@@ -340,6 +353,32 @@ mod tests {
             assert_eq!(until.as_second(), expected, "{name}");
             assert_eq!(after.metadata.generation, Some(2), "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_to_become_of_dependents_is_kept_in_the_finalizers() {
+        let ask = |propagation| DeleteOptions { propagation, ..DeleteOptions::default() };
+        let finalizers = |pod: &Pod| pod.metadata.finalizers.clone().unwrap_or_default();
+        let free = stored(|_| ());
+        assert_eq!(delete(&free, &ask(Some(Propagation::Background)), now()), Step::Remove);
+        let orphaned = written(delete(&free, &ask(Some(Propagation::Orphan)), now()));
+        assert!(orphaned.is_deleting());
+        assert_eq!(finalizers(&orphaned), ["orphan"]);
+        assert_eq!(delete(&orphaned, &ask(None), now()), Step::Keep);
+
+        // Whoever asks again may change their mind.
+        let foreground = ask(Some(Propagation::Foreground));
+        let waiting = written(delete(&orphaned, &foreground, now()));
+        assert_eq!(finalizers(&waiting), ["foregroundDeletion"]);
+        assert_eq!(delete(&waiting, &foreground, now()), Step::Keep);
+        assert_eq!(delete(&waiting, &ask(Some(Propagation::Background)), now()), Step::Remove);
+
+        // The containers still have to stop.
+        let stopping = written(delete(&stored(bound), &foreground, now()));
+        let background = ask(Some(Propagation::Background));
+        let stopping = written(delete(&stopping, &background, now()));
+        assert_eq!(finalizers(&stopping), [""; 0]);
+        assert_eq!(stopping.metadata.deletion_grace_period_seconds, Some(30));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use store_client::etcdserverpb::response_op::Response;
-use store_client::etcdserverpb::{TxnRequest, TxnResponse};
+use store_client::etcdserverpb::{RequestOp, TxnRequest, TxnResponse};
 use store_client::mvccpb::KeyValue;
 use store_client::request;
 
@@ -27,11 +27,25 @@ impl<K: Object> Api<K> {
     /// A swap whose answer is lost is sent again: it compares the mod revision, so it takes place
     /// once. If the compare fails then, what is there tells whether that was our own doing: our
     /// very bytes, which hold a uid. A creation has a [`fence`] besides.
+    ///
+    /// # Errors
+    /// [`Error::Deposed`] when the store is one of a [term](crate::Term) that is over.
     pub(crate) async fn swap(
         &self,
         key: &ObjectKey,
         before: Option<&K>,
+        after: Option<&mut K>,
+    ) -> Result<Swap, Error> {
+        self.swap_and(key, before, after, Vec::new()).await
+    }
+
+    /// Like [`Self::swap`], with more to be done in the same transaction.
+    pub(crate) async fn swap_and(
+        &self,
+        key: &ObjectKey,
+        before: Option<&K>,
         mut after: Option<&mut K>,
+        more: Vec<RequestOp>,
     ) -> Result<Swap, Error> {
         let store_key = Bytes::from(key.store_key(K::kind()));
         let value = after.as_deref_mut().map(encode).transpose()?;
@@ -39,7 +53,7 @@ impl<K: Object> Api<K> {
         let copy_key = |object: &K| object.node_name().map(|node| key.node_pod_key(node));
         let (old_copy, new_copy) = (before.and_then(copy_key), after.and_then(copy_key));
 
-        let mut success = Vec::with_capacity(3);
+        let mut success = more;
         match &value {
             Some(value) => success.push(request::put_op(store_key.clone(), value.clone())),
             None => success.push(request::delete_op(store_key.clone())),
@@ -54,11 +68,12 @@ impl<K: Object> Api<K> {
         let created = after.filter(|_| before.is_none()).map(Object::uid);
         let mut compare = vec![request::mod_revision_is(store_key.clone(), revision)];
         compare.extend(created.map(fence::is_open));
-        let txn = TxnRequest {
-            compare,
-            success,
-            failure: vec![request::range_op(request::key(store_key))],
-        };
+        let mut failure = vec![request::range_op(request::key(store_key))];
+        if let Some(term) = self.term() {
+            compare.push(term.goes_on());
+            failure.push(term.look());
+        }
+        let txn = TxnRequest { compare, success, failure };
         let (response, repeated) = self.client().txn_guarded(txn).await?;
         if let Some(uid) = created.filter(|_| repeated) {
             fence::put_up(self.client(), uid).await?;
@@ -67,25 +82,29 @@ impl<K: Object> Api<K> {
             return Ok(Swap::Done(response.header.unwrap_or_default().revision));
         }
         let revision = response.header.as_ref().map_or(0, |header| header.revision);
-        let found = found_key(response);
-        Ok(match (&found, &value) {
+        let mut found = found_keys(response);
+        let (found, term_key) = (found.next().flatten(), found.next().flatten());
+        match (&found, &value) {
             (Some(kv), Some(value)) if repeated && kv.value == *value => {
-                Swap::Done(kv.mod_revision)
+                Ok(Swap::Done(kv.mod_revision))
             }
-            (None, None) if repeated => Swap::Done(revision),
-            _ => Swap::Changed(found),
-        })
+            (None, None) if repeated => Ok(Swap::Done(revision)),
+            _ if self.term().is_some_and(|term| term.is_over(term_key.as_ref())) => {
+                Err(Error::Deposed)
+            }
+            _ => Ok(Swap::Changed(found)),
+        }
     }
 }
 
-/// What the range in the failure branch of a swap found.
-fn found_key(response: TxnResponse) -> Option<KeyValue> {
-    match response.responses.into_iter().next()?.response? {
+/// What the ranges in the failure branch of a swap found, each of one key.
+fn found_keys(response: TxnResponse) -> impl Iterator<Item = Option<KeyValue>> {
+    response.responses.into_iter().map(|response| match response.response? {
         Response::ResponseRange(range) => range.kvs.into_iter().next(),
         Response::ResponsePut(_) | Response::ResponseDeleteRange(_) | Response::ResponseTxn(_) => {
             None
         }
-    }
+    })
 }
 
 pub(crate) fn set_revision<K: Object>(object: &mut K, revision: i64) {

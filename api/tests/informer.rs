@@ -286,3 +286,34 @@ async fn an_informer_waits_for_a_store_that_comes_late_and_ends_when_it_is_told(
     timeout(PATIENCE, tasks.join_next()).await.unwrap().unwrap().unwrap();
     assert_eq!(subscription.next().await, None);
 }
+
+#[tokio::test]
+async fn a_cache_catches_up_with_what_was_written_elsewhere() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let (proxy, mut tasks) = (Proxy::start(etcd.addr()).await, JoinSet::new());
+    let (here, elsewhere) = (api::<Pod>(&[proxy.url()]), api::<Pod>(&[etcd.url()]));
+    let cache = start(&here, Scope::All, &mut tasks);
+    assert!(elsewhere.catch_up(&cache, &Scope::All).await.unwrap(), "with nothing");
+
+    for round in 0..20 {
+        for name in ["a", "b", "c"] {
+            elsewhere.create(pod(&format!("{name}-{round}"))).await.unwrap();
+        }
+        // The last write is a deletion, at a revision that the cache is told of by nothing else.
+        remove(&elsewhere, &format!("b-{round}")).await;
+        assert!(elsewhere.catch_up(&cache, &Scope::All).await.unwrap());
+        assert_eq!(cache.list().len(), 2 * (round + 1));
+    }
+
+    proxy.stall();
+    elsewhere.create(pod("unseen")).await.unwrap();
+    let caught_up = elsewhere.catch_up(&cache, &Scope::All);
+    let early = timeout(Duration::from_millis(300), caught_up).await;
+    assert!(early.is_err() || cache.get(&key("unseen")).is_some(), "it was not told of it");
+    proxy.restore();
+    assert!(elsewhere.catch_up(&cache, &Scope::All).await.unwrap());
+    assert!(cache.get(&key("unseen")).is_some());
+
+    tasks.shutdown().await;
+    assert!(!elsewhere.catch_up(&cache, &Scope::All).await.unwrap(), "the informer has ended");
+}

@@ -7,9 +7,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use api::testing::{Etcd, Proxy};
-use api::{DeleteOptions, Deletion, Error, ListOptions, Object, ObjectKey, Scope};
+use api::{
+    Api, Clock, DeleteOptions, Deletion, Error, ListOptions, Object, ObjectKey, Scope, Store,
+};
 use k8s_openapi::Metadata as _;
 use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::json;
 use store_client::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest};
@@ -454,4 +457,57 @@ async fn a_creation_is_known_by_its_uid_when_its_answer_is_lost() {
     assert_eq!(created.unwrap(), reported);
     let again = direct.create(pod("web")).await.unwrap_err();
     assert!(matches!(again, Error::AlreadyExists { .. }), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_leader_writes_nothing_once_another_one_is_elected() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let store = Store::new(raw(&etcd), Clock::system());
+    let (leases, lease_key) = (store.api::<Lease>(), ObjectKey::namespaced("kube-system", "work"));
+    let held_by =
+        |holder: &str| LeaseSpec { holder_identity: Some(holder.into()), ..LeaseSpec::default() };
+    let (lease, first) = leases.take(&lease_key, None, held_by("a")).await.unwrap();
+    assert_eq!(leases.get(&lease_key).await.unwrap(), lease);
+    let error = leases.take(&lease_key, None, held_by("b")).await.unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error:?}");
+
+    let a = store.clone().during(first.clone()).api::<Pod>();
+    let one = a.create(pod("one")).await.unwrap();
+    note(&a, "one").await.unwrap();
+    // It is taken once more by whoever has it, after an answer that was lost, say.
+    let (lease, second) = leases.take(&lease_key, Some(&lease), held_by("a")).await.unwrap();
+    assert!(second.revision() > first.revision());
+    let (_, third) = leases.take(&lease_key, Some(&lease), held_by("b")).await.unwrap();
+    let error = leases.take(&lease_key, Some(&lease), held_by("a")).await.unwrap_err();
+    assert!(matches!(error, Error::Conflict { .. }), "{error:?}");
+
+    for term in [first, second] {
+        let deposed = store.clone().during(term).api::<Pod>();
+        let refused = [
+            deposed.create(pod("two")).await.map(drop),
+            note(&deposed, "one").await,
+            deposed.bind(&one, "node-1").await.map(drop),
+            deposed.delete(&key("one"), &DeleteOptions::default()).await.map(drop),
+            // It was never there, and so is no sign of anything.
+            deposed.create(pod("one")).await.map(drop),
+        ];
+        for result in refused {
+            assert!(matches!(result, Err(Error::Deposed)), "{result:?}");
+        }
+        assert!(deposed.find(&key("two")).await.unwrap().is_none());
+    }
+    let b = store.clone().during(third).api::<Pod>();
+    b.create(pod("two")).await.unwrap();
+    let error = b.create(pod("one")).await.unwrap_err();
+    assert!(matches!(error, Error::AlreadyExists { .. }), "{error:?}");
+}
+
+async fn note(pods: &Api<Pod>, name: &str) -> Result<(), Error> {
+    let change = |pod: &mut Pod| {
+        let notes = pod.metadata.annotations.get_or_insert_default();
+        notes.insert("notes".into(), format!("{}", notes.len() + 1));
+        notes.insert(format!("note-{}", notes.len()), "more".into());
+        Ok(())
+    };
+    pods.modify(&key(name), change).await.map(drop)
 }

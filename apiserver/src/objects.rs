@@ -10,7 +10,7 @@ use k8s_openapi::Metadata;
 use crate::App;
 use crate::flat::{Flat, FlatWrite};
 use crate::problem::Problem;
-use crate::request::{ListQueryFor, PathName, WholeBody};
+use crate::request::{DeleteQuery, ListQueryFor, PathName, WholeBody};
 use crate::watch::{self, RESOURCE_VERSION};
 
 /// The namespace that the flat API shows.
@@ -131,13 +131,14 @@ pub(crate) async fn replace<F: FlatWrite>(
     .await
 }
 
-/// `DELETE /pods/{name}`.
+/// `DELETE /pods/{name}`, with `propagationPolicy` if need be.
 pub(crate) async fn delete<F: Flat>(
     State(app): State<App>,
     PathName(name): PathName,
+    query: DeleteQuery,
 ) -> Result<StatusCode, Problem> {
     let key = existing_key::<F>(&name)?;
-    let options = DeleteOptions::default();
+    let options = DeleteOptions { propagation: query.propagation, ..DeleteOptions::default() };
     app.within(async { Ok(access::<F>(&app).delete(&key, &options).await?) }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use api::Cause;
+use api::{Cause, Propagation};
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{CONTENT_LENGTH, EXPECT};
@@ -141,6 +141,39 @@ impl ListQuery {
     }
 }
 
+/// What the query of a deletion asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct DeleteQuery {
+    /// What becomes of the object's dependents.
+    pub(crate) propagation: Option<Propagation>,
+}
+
+impl<S: Sync> FromRequestParts<S> for DeleteQuery {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
+            .map_err(|rejection| cause("", format!("the query: {}", rejection.body_text())))?;
+        Ok(Self::from_pairs(&pairs)?)
+    }
+}
+
+impl DeleteQuery {
+    fn from_pairs(pairs: &[(String, String)]) -> Result<Self, Cause> {
+        let mut query = Self::default();
+        for (key, value) in pairs {
+            if key != "propagationPolicy" {
+                let rule = "is not a query parameter here; there is propagationPolicy";
+                return Err(cause(key, rule));
+            }
+            let propagation = value.parse::<Propagation>();
+            query.propagation =
+                Some(propagation.map_err(|rule| cause(key, format!("{rule}, not {value:?}")))?);
+        }
+        Ok(query)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +210,25 @@ mod tests {
             ("watch=true&resourceVersion=-1", Err("resourceVersion".to_owned())),
             ("watch=true&resourceVersion=x", Err("resourceVersion".to_owned())),
             ("watch=true&resourceVersion=9223372036854775807", Err("resourceVersion".to_owned())),
+        ] {
+            assert_eq!(query(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn queries_of_deletions() {
+        let query = |text: &str| {
+            let uri = format!("/replicasets/web?{text}").parse().unwrap();
+            let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(&uri).unwrap();
+            let read = DeleteQuery::from_pairs(&pairs).map_err(|invalid| invalid.field);
+            read.map(|query| query.propagation)
+        };
+        for (text, expected) in [
+            ("", Ok(None)),
+            ("propagationPolicy=Foreground", Ok(Some(Propagation::Foreground))),
+            ("propagationPolicy=Orphan", Ok(Some(Propagation::Orphan))),
+            ("propagationPolicy=orphan", Err("propagationPolicy".to_owned())),
+            ("propagation=Orphan", Err("propagation".to_owned())),
         ] {
             assert_eq!(query(text), expected, "{text}");
         }

@@ -8,6 +8,7 @@ use api::taints::DefaultTolerations;
 use clap::Args;
 use tokio::task::JoinError;
 
+use crate::election::{ElectionConfig, InvalidTimes};
 use crate::node_lifecycle::NodeLifecycleConfig;
 
 /// Where the controllers find the store, and how they behave.
@@ -16,6 +17,10 @@ pub struct Config {
     /// The store's members, separated by commas: miniku's own store, or etcd.
     #[arg(long, default_value = "http://127.0.0.1:2379", value_name = "URL,…")]
     pub store: Endpoints,
+
+    /// Which of several copies acts.
+    #[command(flatten)]
+    pub election: ElectionConfig,
 
     /// What becomes of nodes that are in trouble.
     #[command(flatten)]
@@ -46,6 +51,9 @@ pub enum Error {
     /// The store cannot be addressed like that.
     #[error("cannot make a client of the store")]
     Store(#[from] api::StoreError),
+    /// The times of the election cannot work together.
+    #[error(transparent)]
+    Election(#[from] InvalidTimes),
     /// One of them ended though nobody asked it to.
     #[error("a controller ended by itself")]
     Ended(#[source] Option<JoinError>),

@@ -2,8 +2,10 @@
 //! say so and pass.
 
 mod cluster;
+mod election;
 mod etcd;
 mod flaky;
+mod garbage;
 mod scheduling;
 
 use std::time::Duration;

@@ -78,7 +78,9 @@ Examples:
 Examples:
   miniku controllers
       With the store on 127.0.0.1:2379.
-  miniku controllers --store http://127.0.0.1:2379,http://127.0.0.1:22379,http://127.0.0.1:32379")]
+  miniku controllers --store http://127.0.0.1:2379,http://127.0.0.1:22379,http://127.0.0.1:32379
+  miniku controllers & miniku controllers &
+      Two of them: one acts, the other takes over within seconds when it dies.")]
     Controllers(controllers::Config),
 
     /// The agent of one node: runs the containers of its pods

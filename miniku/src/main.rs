@@ -130,4 +130,5 @@ fn is_usage(error: &anyhow::Error) -> bool {
             error.downcast_ref(),
             Some(kubelet::Error::NodeName { .. } | kubelet::Error::OnlyFake(_))
         )
+        || matches!(error.downcast_ref(), Some(controllers::Error::Election(_)))
 }

@@ -85,7 +85,10 @@ pub(crate) async fn start(args: Args, parts: &mut Parts) -> anyhow::Result<()> {
     let api_addr = api.addr();
     parts.add("apiserver", api);
 
-    let controllers = controllers::start(config(&with_store)?);
+    let mut controllers: controllers::Config = config(&with_store)?;
+    // There is one `up` on a data directory, so after a SIGKILL it need not wait for itself.
+    controllers.election.identity = Some("miniku-up".to_owned());
+    let controllers = controllers::start(controllers);
     parts.add("controllers", controllers.await.context("the controllers do not start")?);
 
     let mut runtime = args.runtime.unwrap_or(RuntimeKind::Docker);

@@ -47,8 +47,13 @@ impl Controller {
         release: &[Arc<Pod>],
     ) -> Result<(), Error> {
         for pod in release {
-            let released = self.pods.modify_from(pod, |pod| {
-                if let Some(owners) = &mut pod.metadata.owner_references {
+            let released = self.pods.modify_from(pod, |current| {
+                // Somebody may have given the labels back, or deleted it.
+                let still = current.uid() == pod.uid() && !current.is_deleting();
+                if still
+                    && !selects(set, current)
+                    && let Some(owners) = &mut current.metadata.owner_references
+                {
                     owners.retain(|owner| owner.uid != set.uid());
                 }
                 Ok(())

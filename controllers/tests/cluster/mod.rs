@@ -98,6 +98,24 @@ impl Cluster {
         format!("http://{addr}")
     }
 
+    pub(crate) fn api<K: Object>(&self) -> Api<K> {
+        self.store.api()
+    }
+
+    /// The names of the next pods that went after a revision, in the order in which they did.
+    pub(crate) async fn deleted_pods_since(&self, revision: i64, count: usize) -> Vec<String> {
+        let mut watch = self.pods().watch(&Scope::All, Some(revision));
+        let mut names = Vec::new();
+        while names.len() < count {
+            for event in watch.next().await.expect("nothing is compacted").events {
+                if let WatchEvent::Deleted(pod) = event {
+                    names.push(pod.name().to_owned());
+                }
+            }
+        }
+        names
+    }
+
     pub(crate) fn sets(&self) -> Api<ReplicaSet> {
         self.store.api()
     }

@@ -4,42 +4,17 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
-use store_proto::etcdserverpb::watch_request::RequestUnion;
-use store_proto::etcdserverpb::{WatchCreateRequest, WatchRequest};
-use store_proto::mvccpb::event::EventType;
-use tokio_stream::StreamExt as _;
 
 use crate::support::control_plane::ControlPlane;
+use crate::support::history::{Change, PODS, REGISTRY, end_of, history};
 use crate::support::prerequisites::{Need, have};
 use crate::support::scratch::Scratch;
-use crate::support::store::{Member, Store};
+use crate::support::store::Store;
 use crate::support::tail::Tail;
 use crate::support::wait::{holds, wait_for};
 use crate::support::writers::Writers;
 
-const PREFIX: &str = "/registry/";
-const PODS: &str = "/registry/pods/default/";
 const LEADERS_KILLED: usize = 3;
-
-/// A change of one key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Change {
-    revision: i64,
-    key: String,
-    kind: &'static str,
-}
-
-impl Change {
-    /// Of what etcd tells, as the flat API names it.
-    fn new(key: String, revision: i64, created: i64, deleted: bool) -> Self {
-        let kind = match deleted {
-            true => "DELETED",
-            false if created == revision => "ADDED",
-            false => "MODIFIED",
-        };
-        Self { revision, key, kind }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tails_go_on_without_a_gap_or_a_repeat_while_leaders_die() {
@@ -143,48 +118,11 @@ fn assert_same(name: &str, seen: Vec<Change>, history: &[Change]) {
     assert_eq!(seen.len(), happened.len(), "{name}");
 }
 
-/// All changes from the first revision to the last one of `last_key`, asked of one member.
-async fn history(member: &Member, last_key: &str) -> Vec<Change> {
-    let create = WatchCreateRequest {
-        key: PREFIX.into(),
-        range_end: end_of(PREFIX).into(),
-        start_revision: 1,
-        ..Default::default()
-    };
-    let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-    wait_for("one member tells the whole history", async || {
-        let requests = tokio_stream::iter([request.clone()]).chain(tokio_stream::pending());
-        let mut stream = member.watch().watch(requests).await?.into_inner();
-        let mut changes = Vec::new();
-        while let Some(answer) = stream.message().await? {
-            for event in answer.events {
-                let pair = event.kv.clone().unwrap_or_default();
-                let key = String::from_utf8_lossy(&pair.key).into_owned();
-                let deleted = event.r#type() == EventType::Delete;
-                let last = key == last_key;
-                changes.push(Change::new(key, pair.mod_revision, pair.create_revision, deleted));
-                if last {
-                    return Ok(changes);
-                }
-            }
-        }
-        Err(tonic::Status::aborted("the watch ended"))
-    })
-    .await
-}
-
-fn end_of(prefix: &str) -> String {
-    let (last, front) = prefix.as_bytes().split_last().expect("a prefix is not empty");
-    let mut end = front.to_vec();
-    end.push(last + 1);
-    String::from_utf8(end).expect("ASCII")
-}
-
 fn etcdctl_tail(scratch: &Scratch, urls: &str) -> Tail {
     let endpoints = format!("--endpoints={urls}");
     Tail::start(scratch, "etcdctl-watch", "etcdctl", last_revision, move |after| {
         let mut arguments: Vec<String> =
-            [&endpoints, "watch", "--prefix", PREFIX, "-w", "json"].map(str::to_owned).into();
+            [&endpoints, "watch", "--prefix", REGISTRY, "-w", "json"].map(str::to_owned).into();
         arguments.extend(after.map(|after| format!("--rev={}", after + 1)));
         arguments
     })
@@ -197,8 +135,8 @@ fn gateway_tail(scratch: &Scratch, store: &Store) -> Tail {
     Tail::start(scratch, "gateway-watch", "curl", last_revision, move |after| {
         let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let create = json!({"create_request": {
-            "key": BASE64_STANDARD.encode(PREFIX),
-            "range_end": BASE64_STANDARD.encode(end_of(PREFIX)),
+            "key": BASE64_STANDARD.encode(REGISTRY),
+            "range_end": BASE64_STANDARD.encode(end_of(REGISTRY)),
             "start_revision": after.map_or(0, |after| after + 1).to_string(),
         }});
         let url = format!("{}/v3/watch", urls[number % urls.len()]);

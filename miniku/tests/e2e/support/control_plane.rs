@@ -24,16 +24,19 @@ impl ControlPlane {
         runtime: &str,
         nodes: &[&str],
     ) -> Self {
-        let listen = format!("127.0.0.1:{}", free_port());
-        let api_url = format!("http://{listen}");
-        let apiserver = Process::start(
-            scratch,
-            "apiserver",
-            MINIKU,
-            ["apiserver", "--store", store_urls, "--listen", &listen],
-        );
-        let controllers =
-            Process::start(scratch, "controllers", MINIKU, ["controllers", "--store", store_urls]);
+        Self::start_with(scratch, store_urls, runtime, nodes, &[]).await
+    }
+
+    /// Starts all with more flags for the controllers, and waits until the nodes are Ready.
+    pub(crate) async fn start_with(
+        scratch: &Scratch,
+        store_urls: &str,
+        runtime: &str,
+        nodes: &[&str],
+        flags: &[&str],
+    ) -> Self {
+        let (apiserver, api_url) = start_apiserver(scratch, "apiserver", store_urls);
+        let controllers = start_controllers(scratch, "controllers", store_urls, flags);
         let kubelet = |node: &&str| {
             let flags =
                 ["kubelet", "--store", store_urls, "--node-name", node, "--runtime", runtime];
@@ -47,6 +50,28 @@ impl ControlPlane {
         }
         control_plane
     }
+}
+
+/// Starts an apiserver, and says where it is.
+pub(crate) fn start_apiserver(
+    scratch: &Scratch,
+    name: &str,
+    store_urls: &str,
+) -> (Process, String) {
+    let listen = format!("127.0.0.1:{}", free_port());
+    let flags = ["apiserver", "--store", store_urls, "--listen", &listen];
+    (Process::start(scratch, name, MINIKU, flags), format!("http://{listen}"))
+}
+
+/// Starts a copy of the controllers.
+pub(crate) fn start_controllers(
+    scratch: &Scratch,
+    name: &str,
+    store_urls: &str,
+    flags: &[&str],
+) -> Process {
+    let line = ["controllers", "--store", store_urls];
+    Process::start(scratch, name, MINIKU, line.iter().chain(flags))
 }
 
 /// `miniku up`: everything in one process, with node-1 and node-2.
@@ -79,7 +104,8 @@ impl Up {
     }
 }
 
-async fn node_is_ready(api: &Http, node: &str) {
+/// Waits until a node says that it takes pods.
+pub(crate) async fn node_is_ready(api: &Http, node: &str) {
     wait_for(&format!("{node} is Ready"), async || {
         let answer = api.try_send(hyper::Method::GET, &format!("/nodes/{node}"), "").await?;
         holds(answer.body.contains(r#""status":"Ready""#), answer.body)

@@ -4,6 +4,7 @@ pub(crate) mod control_plane;
 pub(crate) mod docker;
 pub(crate) mod etcdctl;
 pub(crate) mod flat;
+pub(crate) mod history;
 pub(crate) mod http;
 pub(crate) mod ports;
 pub(crate) mod prerequisites;
