@@ -62,6 +62,9 @@ impl<K: Object> Api<K> {
         let mut deadline = None;
         loop {
             progress.mark_unchanged();
+            if cache.has_ended() {
+                return Ok(false);
+            }
             // In this order: what is counted is at least as new as the first revision, and no newer
             // than the second.
             let (before, objects, after) = (cache.revision(), cache.len(), cache.revision());
@@ -85,9 +88,6 @@ impl<K: Object> Api<K> {
                         return Ok(false);
                     }
                 }
-            }
-            if cache.has_ended() {
-                return Ok(false);
             }
         }
     }
