@@ -57,10 +57,10 @@ pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore, metrics: Arc<Metrics
             Err(late) => return Error::write("the state", late),
         }
         if Instant::now() >= next_checkpoint {
-            if tokio::time::timeout(ENGINE_TIMEOUT, checkpoint(&mvcc, &log)).await.is_err() {
-                tracing::error!("the state engine hangs");
-            } else {
-                *metrics.checkpoint_at.lock() = Some(Instant::now());
+            match tokio::time::timeout(ENGINE_TIMEOUT, checkpoint(&mvcc, &log)).await {
+                Ok(Checkpoint::Noted) => *metrics.checkpoint_at.lock() = Some(Instant::now()),
+                Ok(Checkpoint::Failed) => {}
+                Err(_) => tracing::error!("the state engine hangs"),
             }
             next_checkpoint = Instant::now() + CHECKPOINT_INTERVAL;
         }
@@ -69,18 +69,30 @@ pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore, metrics: Arc<Metrics
 
 /// Makes the state durable as far as it is applied and notes that in the log: an engine that comes
 /// back with less has lost data and is rebuilt.
-pub(crate) async fn checkpoint(mvcc: &Mvcc, log: &LogStore) {
+pub(crate) async fn checkpoint(mvcc: &Mvcc, log: &LogStore) -> Checkpoint {
     let flushing = mvcc.clone();
     let flushed = blocking(move || flushing.flush().map_err(std::io::Error::other)).await;
     match flushed {
         Ok(Some(applied)) => {
             if let Err(error) = log.note_checkpoint(applied).await {
                 tracing::error!(%error, "the log cannot note a checkpoint");
+                return Checkpoint::Failed;
             }
+            Checkpoint::Noted
         }
-        Ok(None) => {}
-        Err(error) => tracing::error!(%error, "the state cannot be flushed"),
+        Ok(None) => Checkpoint::Noted,
+        Err(error) => {
+            tracing::error!(%error, "the state cannot be flushed");
+            Checkpoint::Failed
+        }
     }
+}
+
+/// What became of making the state durable; why not has been told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checkpoint {
+    Noted,
+    Failed,
 }
 
 /// Removes what compactions left behind, in small steps. Ends when the engine fails.

@@ -3,11 +3,14 @@
 //! Keys from [`FIRST_KEY`] on stand in blocks: runs of pairs in the order of their keys, each kept
 //! under a key that is not above its first pair's and above all of the block before. What is
 //! written behind everything else, as the records of new revisions are, makes new blocks and reads
-//! none; a change in the middle writes its block anew.
+//! none; a change in the middle writes its block anew. Neighbours that change together are packed
+//! together, so that blocks do not get ever smaller while their pairs go one by one.
 //!
 //! ```text
 //! sled:   10 00 07 -> [10 00 07: …][10 00 08: …][10 00 09: …]
-//!         10 00 0a -> [10 00 0a: …]                            delete 10 00 0a: the block goes
+//!         10 00 0a -> [10 00 0a: …][10 00 0b: …]
+//! delete 10 00 08 and 10 00 0a:
+//!         10 00 07 -> [10 00 07: …][10 00 09: …][10 00 0b: …]
 //!
 //! a pair:  length of the key: u8 | key | length of the value: u16 BE | value
 //! ```

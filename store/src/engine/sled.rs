@@ -17,7 +17,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use sled::IVec;
 
 use super::blocks::{self, Change};
@@ -47,6 +47,16 @@ pub(crate) struct SledEngine {
     db: sled::Db,
     /// No key that stands in a block is above this one. Held while blocks change.
     last_key: Mutex<Vec<u8>>,
+    /// Counts the batches that may have moved pairs to another block. Held while one does, so that a
+    /// scan does not step over them.
+    moves: RwLock<u64>,
+}
+
+/// A block that changes.
+struct Touched<'a> {
+    /// The key that it is kept under and what it holds; `None` if the changes are before all blocks.
+    old: Option<(IVec, IVec)>,
+    changes: &'a [Change],
 }
 
 impl SledEngine {
@@ -70,7 +80,18 @@ impl SledEngine {
                 last.map_or(Vec::new(), |(key, _)| key.to_vec())
             }
         };
-        Ok(Self { path: path.to_owned(), db, last_key: Mutex::new(last_key) })
+        Ok(Self {
+            path: path.to_owned(),
+            db,
+            last_key: Mutex::new(last_key),
+            moves: RwLock::new(0),
+        })
+    }
+
+    /// How many blocks there are.
+    #[cfg(test)]
+    pub(super) fn blocks(&self) -> usize {
+        self.db.range(blocks::FIRST_KEY..).count()
     }
 
     /// The block in which `key` stands if it is there, and the key that it is kept under.
@@ -78,31 +99,31 @@ impl SledEngine {
         Ok(self.db.range(blocks::FIRST_KEY..=key).next_back().transpose()?)
     }
 
-    /// Adds what `changes`, in the order of their keys, do to blocks.
+    /// Adds what `changes`, in the order of their keys, do to blocks. Whether pairs may move from one
+    /// block to another.
     fn change_blocks(
         &self,
         batch: &mut sled::Batch,
         changes: &[Change],
         last_key: &mut Vec<u8>,
-    ) -> Result<(), EngineError> {
-        let (mut within, beyond) =
+    ) -> Result<bool, EngineError> {
+        let (within, beyond) =
             changes.split_at(changes.partition_point(|(key, _)| key <= last_key));
-        while let Some((key, _)) = within.first() {
-            let block = self.block_at(key)?;
-            let next = self.db.get_gt(key)?;
-            let end = next.map_or(within.len(), |(next, _)| {
-                within.partition_point(|(key, _)| key.as_slice() < &*next)
-            });
-            let (here, later) = within.split_at(end);
-            within = later;
-            let old = block.as_ref().map_or(&[][..], |(_, block)| block);
-            let mut pieces = blocks::pack(blocks::merge(old, here)?)?;
-            if let Some((start, _)) = block {
-                match pieces.first_mut() {
-                    Some((key, _)) => *key = start.to_vec(),
-                    None => batch.remove(start),
-                }
+        for run in self.touched(within)? {
+            let mut pairs = Vec::new();
+            for Touched { old, changes } in &run {
+                let block = old.as_ref().map_or(&[][..], |(_, block)| block);
+                pairs.extend(blocks::merge(block, changes)?);
             }
+            let mut pieces = blocks::pack(pairs)?;
+            let first = run.first().and_then(|touched| touched.old.as_ref());
+            if let (Some((start, _)), Some((key, _))) = (first, pieces.first_mut()) {
+                *key = start.to_vec();
+            }
+            for (start, _) in run.iter().filter_map(|touched| touched.old.as_ref()) {
+                batch.remove(start);
+            }
+            // Of two operations on one key the later one wins.
             pieces.into_iter().for_each(|(key, block)| batch.insert(key, block));
         }
         let added = beyond.iter().filter_map(|(key, value)| Some((&**key, value.as_deref()?)));
@@ -112,15 +133,50 @@ impl SledEngine {
         if let Some((key, _)) = beyond.last() {
             last_key.clone_from(key);
         }
-        Ok(())
+        Ok(!within.is_empty())
+    }
+
+    /// The blocks that `changes` fall into, in runs of neighbours.
+    fn touched<'a>(&self, mut changes: &'a [Change]) -> Result<Vec<Vec<Touched<'a>>>, EngineError> {
+        let mut runs: Vec<Vec<Touched<'a>>> = Vec::new();
+        let mut neighbour: Option<IVec> = None;
+        while let Some((key, _)) = changes.first() {
+            let old = self.block_at(key)?;
+            let next = self.db.get_gt(key)?.map(|(next, _)| next);
+            let end = next.as_ref().map_or(changes.len(), |next| {
+                changes.partition_point(|(key, _)| key.as_slice() < &**next)
+            });
+            let (here, later) = changes.split_at(end);
+            changes = later;
+            let is_neighbour =
+                old.as_ref().is_some_and(|(start, _)| neighbour.as_ref() == Some(start));
+            let touched = Touched { old, changes: here };
+            match runs.last_mut() {
+                Some(run) if is_neighbour => run.push(touched),
+                _ => runs.push(vec![touched]),
+            }
+            neighbour = next;
+        }
+        Ok(runs)
     }
 
     fn scan_blocks(&self, range: Range<&[u8]>, visit: &mut Visit<'_>) -> Result<(), EngineError> {
-        let first = self.block_at(range.start)?;
-        let first = first.as_ref().map_or(range.start, |(start, _)| start);
-        // A block that is cut in two while this goes on would show its second half again.
+        // Where to go on. A block whose pairs have moved meanwhile would show some of them again.
         let mut next = range.start.to_vec();
-        for block in self.db.range(first..range.end) {
+        let mut at_moves = None;
+        let mut blocks = self.db.range(range.clone());
+        loop {
+            let block = {
+                let moves = self.moves.read();
+                if at_moves != Some(*moves) {
+                    at_moves = Some(*moves);
+                    let first = self.block_at(&next)?;
+                    let first = first.as_ref().map_or(next.as_slice(), |(start, _)| start);
+                    blocks = self.db.range(first..range.end);
+                }
+                blocks.next()
+            };
+            let Some(block) = block else { return Ok(()) };
             let (_, block) = block?;
             let mut last = None;
             for pair in blocks::pairs(&block) {
@@ -142,7 +198,6 @@ impl SledEngine {
                 next.push(0);
             }
         }
-        Ok(())
     }
 }
 
@@ -214,8 +269,13 @@ impl Engine for SledEngine {
             changes.dedup_by(|(later, _), (kept, _)| later == kept);
         }
         let mut last_key = self.last_key.lock();
-        self.change_blocks(&mut sled_batch, &changes, &mut last_key)?;
-        Ok(self.db.apply_batch(sled_batch)?)
+        let moves = self.change_blocks(&mut sled_batch, &changes, &mut last_key)?;
+        let mut moves = moves.then(|| self.moves.write());
+        self.db.apply_batch(sled_batch)?;
+        if let Some(moves) = &mut moves {
+            **moves += 1;
+        }
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), EngineError> {

@@ -115,6 +115,41 @@ proptest! {
 }
 
 #[test]
+fn blocks_that_lose_pairs_become_one_and_scans_miss_nothing_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = SledEngine::open(dir.path()).unwrap();
+    let key = |n: u16| [&[0x10][..], &n.to_be_bytes()].concat();
+    let mut batch = WriteBatch::default();
+    for n in 0..400 {
+        batch.put(key(n), vec![7; 600]);
+    }
+    engine.write(batch).unwrap();
+    let blocks = engine.blocks();
+    assert!((40..60).contains(&blocks), "{blocks} blocks");
+    // While the first, the third, … is shown, most of what is around it goes.
+    let (mut shown, mut gone) = (Vec::new(), 0);
+    engine
+        .scan(&[0x10]..&[0x11], &mut |found, _| {
+            let n = u16::from_be_bytes([found[1], found[2]]);
+            shown.push(n);
+            if n % 10 == 0 && n >= gone {
+                gone = (n + 100).min(400);
+                let mut batch = WriteBatch::default();
+                let around = n.saturating_sub(50)..gone;
+                around.filter(|n| n % 10 != 0).for_each(|n| batch.delete(key(n)));
+                engine.write(batch).unwrap();
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert!(shown.is_sorted_by(|before, after| before < after), "{shown:?}");
+    let kept: Vec<u16> = shown.into_iter().filter(|n| n % 10 == 0).collect();
+    assert_eq!(kept, (0..400).step_by(10).collect::<Vec<_>>());
+    let blocks = engine.blocks();
+    assert!(blocks < 12, "40 pairs of 600 bytes are in {blocks} blocks");
+}
+
+#[test]
 fn sled_finds_its_data_again_and_removes_what_an_interrupted_snapshot_left() {
     let dir = tempfile::tempdir().unwrap();
     let engine = SledEngine::open(dir.path()).unwrap();

@@ -1,45 +1,61 @@
 //! Removing what a compaction made invisible, in the background and in small steps.
 //!
-//! The index says which records nobody can see any more, so the engine is never searched. A record
-//! goes only once the engine itself has the compaction's mark: then it also has every write up to
-//! it, and a crash cannot bring back a value whose deletion was forgotten.
+//! The index says which records nobody can see any more, so the engine is never searched. They leave
+//! the index at once and count as [`Garbage`] until they leave the engine, which takes place when it
+//! is worth it or somebody waits for it. A record goes only once the engine itself has the
+//! compaction's mark: then it also has every write up to it, and a crash cannot bring back a value
+//! whose deletion was forgotten.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::garbage::Garbage;
 use super::pending::put_records;
 use super::revision::NEVER_COMPACTED;
-use super::{Mvcc, Shared, records};
+use super::{EngineWork, Mvcc, Shared};
 use crate::engine::{EngineError, WriteBatch};
 
 /// How many keys are examined in one step, under the lock.
 const STEP_KEYS: usize = 2048;
 
-/// How many records are removed in one step: sled takes about 10 ms for that.
-const STEP_RECORDS: usize = 1000;
+/// How many versions leave the index in one step, under the lock.
+const STEP_VERSIONS: usize = 4096;
+
+/// How many records leave the engine in one step. At worst each of them is in another block, which
+/// is some 1.5 MB to be written: that holds up the engine's readers for about ten milliseconds.
+const STEP_RECORDS: usize = 256;
 
 /// Where the removal stands.
 #[derive(Debug)]
 pub(super) struct Progress {
-    /// Everything invisible since this revision is removed, as far as this process knows.
+    /// Everything invisible since this revision has left the index, as far as this process knows.
     done: i64,
-    /// What is being removed now, and where to go on.
+    /// What leaves the index now, and where to go on.
     current: Option<(i64, Option<Bytes>)>,
+    /// What still has to leave the engine.
+    pub(super) garbage: Garbage,
+    /// It is leaving.
+    is_removing: bool,
 }
 
 impl Default for Progress {
     /// A crash may have left something behind, so the first pass of a process looks at all.
     fn default() -> Self {
-        Self { done: NEVER_COMPACTED, current: None }
+        Self {
+            done: NEVER_COMPACTED,
+            current: None,
+            garbage: Garbage::default(),
+            is_removing: false,
+        }
     }
 }
 
 /// What a step of the background removal did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CompactStep {
-    /// There is nothing to remove.
+    /// There is nothing to remove, or not enough that it is worth it.
     Idle,
     /// Somebody reads all of it, a snapshot for example; to be tried again later.
     Paused,
@@ -54,43 +70,35 @@ impl Mvcc {
         if self.shared.pauses.load(Ordering::Acquire) > 0 {
             return Ok(CompactStep::Paused);
         }
-        let mut guard = self.shared.state.write();
-        let state = &mut *guard;
-        let progress = &mut work.compaction;
-        let (target, from) = match progress.current.take() {
-            Some(current) => current,
-            None if progress.done < state.persisted.compacted => (state.persisted.compacted, None),
-            None => return Ok(CompactStep::Idle),
-        };
-        let removed = state.index.compact(target, from.as_ref(), STEP_KEYS, STEP_RECORDS);
-        self.shared.note_size(state);
-        let engine = Arc::clone(&state.engine);
-        drop(guard);
+        let is_wanted =
+            self.shared.removal_wanted.load(Ordering::Acquire) > *self.shared.removed.borrow();
+        let Progress { garbage, is_removing, .. } = &mut work.compaction;
+        *is_removing |= garbage.is_full();
+        if *is_removing {
+            self.shared.remove_garbage(&mut work)?;
+            return Ok(CompactStep::More);
+        }
+        if self.shared.examine_keys(&mut work) {
+            return Ok(CompactStep::More);
+        }
+        let Progress { done, garbage, is_removing, .. } = &mut work.compaction;
+        if garbage.is_empty() {
+            self.shared.note_removed(*done);
+            return Ok(CompactStep::Idle);
+        }
+        *is_removing = is_wanted || garbage.is_worthwhile(self.in_use_bytes());
+        Ok(if *is_removing { CompactStep::More } else { CompactStep::Idle })
+    }
 
-        let mut batch = WriteBatch::default();
-        for version in &removed.versions {
-            records::delete(&mut batch, version.revision(), version.extent.parts);
-        }
-        if !batch.is_empty() {
-            let left = work.records - removed.versions.len();
-            put_records(&mut batch, left);
-            engine.write(batch)?;
-            work.records = left;
-        }
-        let progress = &mut work.compaction;
-        match removed.next_key {
-            Some(key) => progress.current = Some((target, Some(key))),
-            None => {
-                progress.done = target;
-                self.shared.removed.send_replace(target);
-            }
-        }
-        Ok(CompactStep::More)
+    /// Has the records of a compaction at `revision` leave the engine even if that is not worth it.
+    pub(crate) fn want_removal(&self, revision: i64) {
+        self.shared.removal_wanted.fetch_max(revision, Ordering::AcqRel);
     }
 
     /// Returns once everything that a compaction at `revision` made invisible is removed from the
-    /// engine.
+    /// engine, and sees to it that it is.
     pub(crate) async fn removed(&self, revision: i64) {
+        self.want_removal(revision);
         let mut removed = self.shared.removed.subscribe();
         removed
             .wait_for(|removed| *removed >= revision)
@@ -103,6 +111,51 @@ impl Mvcc {
         let _work = self.shared.engine_work.lock();
         self.shared.pauses.fetch_add(1, Ordering::AcqRel);
         CompactionPause { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl Shared {
+    /// Takes out of the index what some keys no longer need. False if there is nothing to be looked
+    /// at.
+    fn examine_keys(&self, work: &mut EngineWork) -> bool {
+        let mut guard = self.state.write();
+        let state = &mut *guard;
+        let progress = &mut work.compaction;
+        let (target, from) = match progress.current.take() {
+            Some(current) => current,
+            None if progress.done < state.persisted.compacted => (state.persisted.compacted, None),
+            None => return false,
+        };
+        let removed = state.index.compact(target, from.as_ref(), STEP_KEYS, STEP_VERSIONS);
+        progress.garbage.add(&removed.versions);
+        state.garbage = progress.garbage.len();
+        self.note_size(state);
+        match removed.next_key {
+            Some(key) => progress.current = Some((target, Some(key))),
+            None => progress.done = target,
+        }
+        true
+    }
+
+    /// Takes some of the garbage, the oldest, out of the engine.
+    fn remove_garbage(&self, work: &mut EngineWork) -> Result<(), EngineError> {
+        let engine = Arc::clone(&self.state.read().engine);
+        let mut batch = WriteBatch::default();
+        let progress = &mut work.compaction;
+        let left = work.records - progress.garbage.take_oldest(STEP_RECORDS, &mut batch);
+        put_records(&mut batch, left);
+        engine.write(batch)?;
+        work.records = left;
+        self.state.write().garbage = progress.garbage.len();
+        if progress.garbage.is_empty() {
+            progress.is_removing = false;
+            self.note_removed(progress.done);
+        }
+        Ok(())
+    }
+
+    fn note_removed(&self, revision: i64) {
+        self.removed.send_if_modified(|removed| std::mem::replace(removed, revision) != revision);
     }
 }
 

@@ -9,15 +9,18 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use super::garbage::Garbage;
 use super::keys::{self, Key};
+use super::pending::put_records;
 use super::revision::Revision;
 use super::{Mvcc, open};
 use crate::engine::{Engine, EngineError, WriteBatch};
 
 /// How much is copied at once.
 const STEP_BYTES: usize = 1 << 20;
-/// So few revisions may be left for the moment in which write-behind stands still.
-const LAST_REVISIONS: i64 = 2000;
+/// A pass that copied no more than this was short, and so is the last one, in which write-behind
+/// stands still.
+const SHORT_PASS_BYTES: usize = 4 << 20;
 /// With writers faster than the copy it stands still for more.
 const MAX_PASSES: usize = 10;
 
@@ -52,42 +55,61 @@ impl Mvcc {
             let state = self.shared.state.read();
             (Arc::clone(&state.engine), state.epoch)
         };
-        let mut copy =
-            Copy { source: &*source, fresh: &*fresh, next: Revision::first_of(0), records: 0 };
+        // It stays as it is while compaction pauses.
+        let garbage = {
+            let mut work = self.shared.engine_work.lock();
+            work.compaction.garbage.sort();
+            work.compaction.garbage.clone()
+        };
+        let mut copy = Copy {
+            source: &*source,
+            fresh: &*fresh,
+            garbage: &garbage,
+            next: Revision::first_of(0),
+            records: 0,
+            bytes: 0,
+        };
         for _ in 0..MAX_PASSES {
             let end = self.shared.state.read().persisted.revision + 1;
-            let left = end - copy.next.main;
+            let before_bytes = copy.bytes;
             if copy.records_up_to(end, &|| is_stopping() || self.is_replaced(epoch))?
                 == Copied::Cancelled
             {
                 return Ok(if is_stopping() { Moved::Stopped } else { Moved::Replaced });
             }
-            if left <= LAST_REVISIONS {
+            if copy.bytes - before_bytes <= SHORT_PASS_BYTES {
                 break;
             }
         }
         // So that little is left to be made durable later.
         fresh.flush()?;
 
-        let work = self.shared.engine_work.lock();
+        let mut work = self.shared.engine_work.lock();
         if self.is_replaced(epoch) {
             return Ok(Moved::Replaced);
         }
         let end = self.shared.state.read().persisted.revision + 1;
         copy.records_up_to(end, &|| false)?;
-        if copy.records != work.records {
-            let text = format!("it has {} records instead of {}", copy.records, work.records);
+        let expected = work.records - garbage.len();
+        if copy.records != expected {
+            let text = format!("it has {} records instead of {expected}", copy.records);
             return Err(EngineError::Damaged(text));
         }
         let (start, end) = keys::state_bounds();
         copy.range(&start, &end, &|| false)?;
+        let mut batch = WriteBatch::default();
+        put_records(&mut batch, expected);
+        fresh.write(batch)?;
         open::check_format(&*fresh)?;
         fresh.flush()?;
         if !commit()? {
             return Ok(Moved::Replaced);
         }
+        work.records = expected;
+        work.compaction.garbage = Garbage::default();
         let mut state = self.shared.state.write();
         state.engine = fresh;
+        state.garbage = 0;
         Ok(Moved::Done)
     }
 
@@ -105,10 +127,14 @@ enum Copied {
 struct Copy<'a> {
     source: &'a dyn Engine,
     fresh: &'a dyn Engine,
+    /// What is left behind.
+    garbage: &'a Garbage,
     /// Where to go on.
     next: Revision,
     /// How many records were copied.
     records: usize,
+    /// How many bytes.
+    bytes: usize,
 }
 
 impl Copy<'_> {
@@ -122,7 +148,7 @@ impl Copy<'_> {
         self.range(&start, &stop, is_cancelled)
     }
 
-    /// Copies the pairs of a range as they are, in steps.
+    /// Copies the pairs of a range as they are, in steps, without the garbage.
     fn range(
         &mut self,
         start: &[u8],
@@ -137,8 +163,11 @@ impl Copy<'_> {
             let mut batch = WriteBatch::default();
             let mut last = None;
             self.source.scan(&from..end, &mut |key, value| {
-                if let Some(Key::Record { part: 0, .. }) = Key::decode(key) {
-                    self.records += 1;
+                if let Some(Key::Record { revision, part }) = Key::decode(key) {
+                    if self.garbage.contains(revision) {
+                        return ControlFlow::Continue(());
+                    }
+                    self.records += usize::from(part == 0);
                 }
                 batch.put(key.to_vec(), value.to_vec());
                 if batch.bytes() < STEP_BYTES {
@@ -147,6 +176,7 @@ impl Copy<'_> {
                 last = Some(key.to_vec());
                 ControlFlow::Break(())
             })?;
+            self.bytes += batch.bytes();
             if !batch.is_empty() {
                 self.fresh.write(batch)?;
             }

@@ -12,7 +12,8 @@
 //!   the engine, data and applied log id in one atomic batch, so the engine always holds the state
 //!   after some entry, never between two. Until then readers find it in the [`window`].
 //! * **A compaction is a mark first.** From its entry on, nobody reads below it; the records go
-//!   later, in small steps, and only once the mark itself is in the engine.
+//!   later, in small steps, and only once the mark itself is in the engine: out of the index soon,
+//!   out of the engine once they are worth it ([`garbage`]).
 //!
 //! ```text
 //! apply -> index, window, leases      (memory, at once)
@@ -25,6 +26,7 @@ mod apply;
 mod check;
 mod compact;
 mod defragment;
+mod garbage;
 mod hash;
 mod history;
 mod index;
@@ -46,7 +48,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -128,6 +130,8 @@ struct Shared {
     in_use_bytes: AtomicU64,
     /// Up to which compacted revision all invisible records are removed from the engine.
     removed: watch::Sender<i64>,
+    /// Up to which somebody wants that.
+    removal_wanted: AtomicI64,
     limits: Limits,
 }
 
@@ -156,6 +160,8 @@ struct State {
     /// Changes when a restore replaces everything, so that a long read notices.
     epoch: u64,
     index: Index,
+    /// How many records the engine has that are not in the index any more.
+    garbage: usize,
     window: Window,
     leases: LeaseTable,
     /// The newest revision that readers see.
@@ -187,6 +193,7 @@ impl Mvcc {
             pauses: AtomicUsize::new(0),
             in_use_bytes: AtomicU64::default(),
             removed: watch::Sender::new(NEVER_COMPACTED),
+            removal_wanted: AtomicI64::new(NEVER_COMPACTED),
             limits,
         };
         shared.note_size(&shared.state.read());
@@ -256,8 +263,8 @@ impl Mvcc {
         self.shared.state.read().leases.keys(id)
     }
 
-    /// What the records take, keys and values, without those that a compaction has removed. The same
-    /// on all members, but for how far that removal has come.
+    /// What the records in the index take, keys and values. The same on all members, but for how far
+    /// each has come with taking out what a compaction made invisible.
     pub(crate) fn in_use_bytes(&self) -> u64 {
         self.shared.in_use_bytes.load(Ordering::Relaxed)
     }

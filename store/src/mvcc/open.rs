@@ -100,6 +100,7 @@ pub(super) fn load(engine: Arc<dyn Engine>, limits: Limits) -> Result<State, Eng
         engine,
         epoch: 0,
         index: loading.index,
+        garbage: 0,
         window: loading.window,
         leases,
         revision,

@@ -37,7 +37,7 @@ impl Mvcc {
     ///
     /// # Errors
     ///
-    /// The engine has fewer or more records than the index knows: it lost data, and a log must never
+    /// The engine has fewer or more records than it should: it lost data, and a log must never
     /// be purged behind such a snapshot, so none is made.
     pub(crate) fn write_snapshot(
         &self,
@@ -84,7 +84,7 @@ impl Mvcc {
                 alarms: state.alarms.of_type(AlarmType::None),
             },
             leases: state.leases.all(),
-            records: state.index.len(),
+            records: state.index.len() + state.garbage,
             engine: Arc::clone(&state.engine),
             epoch: state.epoch,
             shared: Arc::clone(&self.shared),
@@ -136,7 +136,7 @@ impl Capture {
     ///
     /// # Errors
     ///
-    /// The engine has fewer or more records than the index knows: it lost data.
+    /// The engine has fewer or more records than it should: it lost data.
     pub(crate) fn records<E: From<EngineError>>(
         &self,
         mut visit: impl FnMut(Revision, Event) -> Result<(), E>,

@@ -69,7 +69,8 @@ fn what_a_crash_left_behind_goes_after_the_start() {
     apply(&mvcc, [delete("key-", "key.")]);
     apply(&mvcc, [put("last", "1"), compact_at(mvcc.current_revision() + 1)]);
     mvcc.flush().unwrap();
-    for _ in 0..3 {
+    mvcc.want_removal(i64::MAX);
+    for _ in 0..20 {
         assert_eq!(mvcc.compact_step().unwrap(), CompactStep::More);
     }
     let left = records(&engine);
@@ -83,4 +84,59 @@ fn what_a_crash_left_behind_goes_after_the_start() {
     assert_eq!(records(&engine), 2);
     assert_eq!(mvcc.hash(0).unwrap(), hash);
     assert_eq!(mvcc.range(&range("often", "", 0)).unwrap().kvs[0].version, 2500);
+}
+
+/// A store with garbage that is not worth removing: 200 keys, written five times, then half of them
+/// deleted.
+fn with_garbage(engine: &TestEngine) -> Mvcc {
+    let mvcc = engine.open(0);
+    for _ in 0..5 {
+        apply(&mvcc, (0..200).map(|n| put(&format!("key-{n:03}"), "x")));
+    }
+    apply(&mvcc, [delete("key-100", "key."), put("last", "1")]);
+    apply(&mvcc, [compact_at(mvcc.current_revision())]);
+    mvcc.flush().unwrap();
+    while mvcc.compact_step().unwrap() == CompactStep::More {}
+    assert_eq!(mvcc.compact_step().unwrap(), CompactStep::Idle);
+    mvcc
+}
+
+#[test]
+fn garbage_stays_in_the_engine_until_somebody_wants_it_gone() {
+    for engine in [TestEngine::memory(), TestEngine::sled()] {
+        let mvcc = with_garbage(&engine);
+        let (hash, in_use) = (mvcc.hash(0).unwrap(), mvcc.in_use_bytes());
+        assert_eq!(mvcc.shared.state.read().index.len(), 101);
+        assert_eq!(records(&engine), 1000 + 100 + 1);
+        let temp = tempfile::tempdir().unwrap();
+        let snapshots = crate::snapshot::SnapshotDir::open(temp.path()).unwrap();
+        assert!(mvcc.write_snapshot(&snapshots).unwrap().is_some());
+
+        // A new process finds it, and it is not worth more to that one.
+        let again = engine.open(0);
+        while again.compact_step().unwrap() == CompactStep::More {}
+        assert_eq!((again.hash(0).unwrap(), again.in_use_bytes()), (hash, in_use));
+        assert_eq!(records(&engine), 1101);
+
+        mvcc.want_removal(mvcc.compacted_revision());
+        while mvcc.compact_step().unwrap() == CompactStep::More {}
+        assert_eq!(records(&engine), 101);
+        assert_eq!((mvcc.hash(0).unwrap(), mvcc.in_use_bytes()), (hash, in_use));
+    }
+}
+
+#[test]
+fn garbage_is_left_behind_when_the_state_moves() {
+    let engine = TestEngine::memory();
+    let mvcc = with_garbage(&engine);
+    let hash = mvcc.hash(0).unwrap();
+    let fresh = TestEngine::memory();
+    assert_eq!(mvcc.move_to(fresh.get(), || false, || Ok(true)).unwrap(), Moved::Done);
+    assert_eq!((records(&engine), records(&fresh)), (1101, 101));
+    assert_eq!(mvcc.hash(0).unwrap(), hash);
+    apply(&mvcc, [put("key-001", "y"), put("last", "2")]);
+    apply(&mvcc, [compact_at(mvcc.current_revision())]);
+    mvcc.flush().unwrap();
+    compact_all(&mvcc);
+    assert_eq!(records(&fresh), 101);
 }

@@ -102,7 +102,9 @@ fn write_all(mvcc: &Mvcc) {
     while !mvcc.write_behind().unwrap().is_idle {}
 }
 
+/// Removes everything that can be removed, worthwhile or not.
 fn compact_all(mvcc: &Mvcc) {
+    mvcc.want_removal(i64::MAX);
     while mvcc.compact_step().unwrap() == CompactStep::More {}
 }
 

@@ -230,6 +230,8 @@ enum Step {
     Apply(Vec<Op>),
     WriteBehind,
     Compact,
+    /// What is compacted has to leave the engine.
+    WantRemoval,
     /// The process dies and comes back, and the log brings what the engine had not got.
     Crash,
 }
@@ -247,6 +249,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         8 => proptest::collection::vec(op, 0..6).prop_map(Step::Apply),
         3 => Just(Step::WriteBehind),
         3 => Just(Step::Compact),
+        1 => Just(Step::WantRemoval),
         1 => Just(Step::Crash),
     ]
 }
@@ -379,6 +382,7 @@ fn run(mut engine: TestEngine, steps: &[Step]) {
             }
             Step::WriteBehind => drop(mvcc.write_behind().unwrap()),
             Step::Compact => drop(mvcc.compact_step().unwrap()),
+            Step::WantRemoval => mvcc.want_removal(mvcc.compacted_revision()),
             Step::Crash => {
                 drop(mvcc);
                 engine.reopen();
