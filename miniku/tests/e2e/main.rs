@@ -10,12 +10,14 @@
 #![allow(clippy::print_stdout, reason = "the runner shows it when a test fails")]
 
 mod backup;
+mod backup_at_size;
 mod clients;
 mod compaction_at_size;
 mod containers;
 mod damage;
 mod disk_full;
 mod etcdctl;
+mod etcdctl_of_operators;
 mod failover;
 mod flat_api;
 mod gateway;
@@ -30,3 +32,4 @@ mod several_copies;
 mod space;
 mod support;
 mod watch_tails;
+mod watchers_at_size;

@@ -6,6 +6,8 @@ pub(crate) mod etcdctl;
 pub(crate) mod flat;
 pub(crate) mod history;
 pub(crate) mod http;
+pub(crate) mod many_keys;
+pub(crate) mod pair;
 pub(crate) mod ports;
 pub(crate) mod prerequisites;
 pub(crate) mod processes;
