@@ -14,7 +14,7 @@ use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 use crate::engine::EngineError;
 use crate::error::RequestError;
-use crate::mvcc::{Failure, HashKv, HistoryError, Mvcc, RevisionEvents};
+use crate::mvcc::{Failure, HashKv, HistoryError, KeyRange, Mvcc, NextChanges, RevisionEvents};
 use crate::watch::{History, ReadError};
 
 /// Reads from the disk at one time; more of them wait, so that a crowd of them (all watchers coming
@@ -101,6 +101,10 @@ impl History for Reads {
 
     fn compacted_revision(&self) -> i64 {
         self.mvcc.compacted_revision()
+    }
+
+    fn next_changes(&self, range: &KeyRange, from: i64) -> Option<NextChanges> {
+        self.mvcc.next_changes(range, from)
     }
 
     async fn read(

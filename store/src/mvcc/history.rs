@@ -5,10 +5,14 @@ use std::sync::Arc;
 
 use store_proto::mvccpb::KeyValue;
 
-use super::index::Version;
+use super::index::{NextChanges, Version};
+use super::key_range::KeyRange;
 use super::revision::{EMPTY_REVISION, Revision, RevisionEvents, event_size_bytes, kv_of};
 use super::{Mvcc, State, records};
 use crate::engine::{Engine, EngineError};
+
+/// A range of so many keys at most is looked up in the index to tell when it changed.
+const NARROW_KEYS: usize = 256;
 
 /// Why there is no history from a revision on.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +81,16 @@ impl Mvcc {
         max_bytes: usize,
     ) -> Option<Result<History, HistoryError>> {
         self.shared.state.read().history(from_revision, max_bytes)
+    }
+
+    /// When a key of `range` was written next, from `from` on. `None` when that is not told at once: of
+    /// a range of many keys, or of what is compacted.
+    pub(crate) fn next_changes(&self, range: &KeyRange, from: i64) -> Option<NextChanges> {
+        let state = self.shared.state.read();
+        if from < state.compacted {
+            return None;
+        }
+        state.index.next_changes(range, from, NARROW_KEYS)
     }
 
     /// What `key` held at `revision`: `None` if nothing, or if that is compacted. For an event's

@@ -80,6 +80,28 @@ impl History {
     }
 }
 
+/// When keys of a range were written next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NextChanges {
+    /// The first revision; `None`: none yet.
+    pub(crate) first: Option<i64>,
+    /// The one after it.
+    pub(crate) second: Option<i64>,
+}
+
+impl NextChanges {
+    fn note(&mut self, main: i64) {
+        match self.first {
+            None => self.first = Some(main),
+            Some(first) if main < first => (self.first, self.second) = (Some(main), self.first),
+            Some(first) if main > first && self.second.is_none_or(|second| main < second) => {
+                self.second = Some(main);
+            }
+            Some(_) => {}
+        }
+    }
+}
+
 /// Where a compaction of the index stands.
 #[derive(Debug, Default)]
 pub(crate) struct Removed {
@@ -125,6 +147,25 @@ impl Index {
             }
         }
         histories.next().map(|(key, _)| key.clone())
+    }
+
+    /// When a key of `range` was written next, from the revision `from` on, which must not be
+    /// compacted. `None` when the range has more than `keys` keys: it would take long to tell.
+    pub(crate) fn next_changes(
+        &self,
+        range: &KeyRange,
+        from: i64,
+        keys: usize,
+    ) -> Option<NextChanges> {
+        let mut changes = NextChanges::default();
+        for (examined, (_, history)) in self.histories(range).enumerate() {
+            if examined == keys {
+                return None;
+            }
+            let before = history.0.partition_point(|version| version.main < from);
+            history.0[before..].iter().take(2).for_each(|version| changes.note(version.main));
+        }
+        Some(changes)
     }
 
     fn histories<'a>(
@@ -250,6 +291,28 @@ mod tests {
             index.insert(b"k", Version { main, sub: 0, extent: EXTENT, created: of, version });
         }
         index
+    }
+
+    #[test]
+    fn it_tells_when_a_narrow_range_was_written_next() {
+        let mut index = index(&[2, 3, -4, 9]);
+        let other = Version { main: 6, sub: 0, extent: EXTENT, created: 6, version: 1 };
+        index.insert(b"l", other);
+        let both = KeyRange::From(Bytes::from_static(b"k"));
+        let one = KeyRange::One(Bytes::from_static(b"k"));
+        for (range, from, first, second) in [
+            (&both, 0, Some(2), Some(3)),
+            (&both, 4, Some(4), Some(6)),
+            (&one, 4, Some(4), Some(9)),
+            (&both, 5, Some(6), Some(9)),
+            (&both, 7, Some(9), None),
+            (&both, 10, None, None),
+            (&KeyRange::One(Bytes::from_static(b"m")), 0, None, None),
+        ] {
+            let expected = NextChanges { first, second };
+            assert_eq!(index.next_changes(range, from, 2), Some(expected), "{range:?} {from}");
+        }
+        assert_eq!(index.next_changes(&both, 0, 1), None, "it has two keys");
     }
 
     fn seen(index: &Index, at: i64) -> Option<(i64, i64, i64)> {

@@ -63,6 +63,7 @@ pub(crate) use self::compact::CompactStep;
 pub(crate) use self::defragment::Moved;
 pub(crate) use self::hash::HashKv;
 pub(crate) use self::history::HistoryError;
+pub(crate) use self::index::NextChanges;
 pub(crate) use self::key_range::KeyRange;
 pub(crate) use self::lease::LeaseInfo;
 pub(crate) use self::quota::cost_bytes;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use store_proto::mvccpb::KeyValue;
 
-use crate::mvcc::RevisionEvents;
+use crate::mvcc::{KeyRange, NextChanges, RevisionEvents};
 
 /// Why history could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +26,10 @@ pub(crate) trait History: Send + Sync + 'static {
 
     /// The revision below which history is gone; it is still readable itself.
     fn compacted_revision(&self) -> i64;
+
+    /// When a key of `range` was written next, from `from` on, so that what is between need not be
+    /// read. `None` when that cannot be told at once, and when `from` is compacted.
+    fn next_changes(&self, range: &KeyRange, from: i64) -> Option<NextChanges>;
 
     /// Whole revisions from `from` on, in order without a gap, about `max_bytes` of them but at least
     /// one if there is one.

@@ -26,6 +26,8 @@ const NO_WATCH_ID: i64 = -1;
 /// Stands for any negative start: below -1, which is the compacted revision of a store that was never
 /// compacted.
 const BEFORE_HISTORY: i64 = -2;
+/// What lies between two changes that a watcher wants is read with them if it is so little.
+const SCANNED_REVISIONS: i64 = 256;
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 const EMPTY_RANGE: &str = "mvcc: watcher range is empty";
 
@@ -256,8 +258,23 @@ impl<H: History, F: Fn() -> ResponseHeader> Session<H, F> {
         // Nothing that is published later is lost if history has nothing from here on: the watcher is
         // only moved to what had been published, and so was readable, before the read.
         let published = self.subscriptions.hub().published_revision();
-        let max_bytes = self.subscriptions.hub().limits().response_bytes;
-        match self.history.read(from, max_bytes).await {
+        let mut max_bytes = self.subscriptions.hub().limits().response_bytes;
+        let mut read_from = from;
+        let interest = self.subscriptions.interest(watch_id);
+        if let Some(changes) =
+            interest.and_then(|interest| self.history.next_changes(&interest.range, from))
+        {
+            let Some(first) = changes.first.filter(|first| *first <= published) else {
+                self.subscriptions.caught_up(watch_id, (published + 1).max(from));
+                return Ok(());
+            };
+            read_from = first;
+            if changes.second.is_none_or(|second| second - first > SCANNED_REVISIONS) {
+                // That revision alone.
+                max_bytes = 1;
+            }
+        }
+        match self.history.read(read_from, max_bytes).await {
             Ok(revisions) => {
                 self.send(watch_id, &revisions.iter().collect::<Vec<_>>()).await?;
                 let last = revisions.last().map_or(published, |last| last.revision);

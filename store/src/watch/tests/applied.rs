@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Client, everything, from};
 use crate::engine::MemoryEngine;
-use crate::mvcc::{CompactStep, HistoryError, Limits, Mvcc, RevisionEvents};
+use crate::mvcc::{CompactStep, HistoryError, KeyRange, Limits, Mvcc, NextChanges, RevisionEvents};
 use crate::raft::types::{Batch, LogId};
 use crate::watch::{History, ReadError, WatchHub, WatchLimits, watch};
 
@@ -29,6 +29,10 @@ impl History for Applied {
 
     fn compacted_revision(&self) -> i64 {
         self.0.compacted_revision()
+    }
+
+    fn next_changes(&self, range: &KeyRange, from: i64) -> Option<NextChanges> {
+        self.0.next_changes(range, from)
     }
 
     async fn read(

@@ -7,7 +7,8 @@ use parking_lot::Mutex;
 use store_proto::mvccpb::{Event, KeyValue, event::EventType};
 
 use crate::engine::EngineError;
-use crate::mvcc::RevisionEvents;
+use crate::mvcc::{KeyRange, NextChanges, RevisionEvents};
+use crate::watch::ranges::contains;
 use crate::watch::{History, ReadError};
 
 #[derive(Debug, Default)]
@@ -19,11 +20,14 @@ struct State {
     revisions: Vec<Arc<RevisionEvents>>,
     compacted: i64,
     failed: bool,
+    /// No range is narrow enough to tell when it changed.
+    is_wide: bool,
+    reads: usize,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { revisions: Vec::new(), compacted: -1, failed: false }
+        Self { revisions: Vec::new(), compacted: -1, failed: false, is_wide: false, reads: 0 }
     }
 }
 
@@ -97,6 +101,16 @@ impl FakeHistory {
         self.0.lock().compacted = revision;
     }
 
+    /// From now on it cannot tell when a range changed.
+    pub(super) fn widen(&self) {
+        self.0.lock().is_wide = true;
+    }
+
+    /// How often it was read.
+    pub(super) fn reads(&self) -> usize {
+        self.0.lock().reads
+    }
+
     /// From now on nothing can be read.
     pub(super) fn fail(&self) {
         self.0.lock().failed = true;
@@ -119,12 +133,26 @@ impl History for FakeHistory {
         self.0.lock().compacted
     }
 
+    fn next_changes(&self, range: &KeyRange, from: i64) -> Option<NextChanges> {
+        let state = self.0.lock();
+        let wanted = |one: &&Arc<RevisionEvents>| {
+            let mut keys = one.events.iter().filter_map(|event| event.kv.as_ref());
+            keys.any(|kv| contains(range, &kv.key))
+        };
+        let earlier = usize::try_from(from - 2).unwrap_or(0).min(state.revisions.len());
+        let mut revisions =
+            state.revisions[earlier..].iter().filter(wanted).map(|one| one.revision);
+        let changes = NextChanges { first: revisions.next(), second: revisions.next() };
+        (from >= state.compacted && !state.is_wide).then_some(changes)
+    }
+
     async fn read(
         &self,
         from: i64,
         max_bytes: usize,
     ) -> Result<Vec<Arc<RevisionEvents>>, ReadError> {
-        let state = self.0.lock();
+        let mut state = self.0.lock();
+        state.reads += 1;
         if state.failed {
             return Err(ReadError::Failed(EngineError::Failed.into()));
         }

@@ -202,3 +202,28 @@ async fn neither_requests_nor_events_keep_the_other_from_their_turn() {
     }
     assert_eq!(events_before, 100, "requests without an answer do not hold events up");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_watcher_far_behind_reads_only_what_it_wants() {
+    for wide in [false, true] {
+        let store = store_with(WatchLimits { response_bytes: 1, ..Default::default() });
+        for n in 0..1000 {
+            store.put("a", &n.to_string());
+            if n == 400 || n == 800 {
+                store.put("b", &n.to_string());
+            }
+        }
+        if wide {
+            store.history.widen();
+        }
+        let mut client = store.client();
+        client.created(from(1, key("b"))).await;
+        assert_eq!(events(&client.next().await), ["put b=400@403"]);
+        assert_eq!(events(&client.next().await), ["put b=800@804"]);
+        // What comes now is not missed.
+        store.put("b", "more");
+        assert_eq!(events(&client.next().await), ["put b=more@1004"]);
+        let reads = store.history.reads();
+        assert_eq!(reads > 100, wide, "{reads} reads");
+    }
+}
