@@ -23,7 +23,8 @@ fn shape(text: &str) -> String {
 
 fn shape_of_word(word: &str) -> String {
     let bare = word.trim_end_matches(',');
-    if bare.len() == 16 && bare.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+    // Ids and hashes, which are not padded; and a word such as "added", on both sides alike.
+    if bare.len() >= 3 && bare.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return word.replace(bare, "N");
     }
     let mut shape = String::new();
