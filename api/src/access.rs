@@ -45,6 +45,12 @@ impl Store {
         Self { term: Some(term), ..self }
     }
 
+    /// The same store for writes that are few and must not wait behind others: signs of life.
+    #[must_use]
+    pub fn urgent(self) -> Self {
+        Self { client: self.client.urgent(), ..self }
+    }
+
     /// Access to the objects of one kind.
     pub fn api<K: Object>(&self) -> Api<K> {
         Api { store: self.clone(), kind: PhantomData }

@@ -224,7 +224,7 @@ impl NodeAgent {
             facts,
             runtime,
             nodes: store.api(),
-            leases: store.api(),
+            leases: store.clone().urgent().api(),
             clock: store.clock().clone(),
             lease: None,
             silences: 0,

@@ -69,7 +69,7 @@ impl Candidate {
         events: &EventRecorder,
         random: &mut StdRng,
     ) -> (Self, Informer<Lease>) {
-        let leases = store.api();
+        let leases = store.clone().urgent().api();
         let informer = Informer::new(leases.clone(), Scope::Namespace(NAMESPACE.to_owned()));
         let candidate = Self {
             leases,

@@ -18,6 +18,7 @@ use store_proto::etcdserverpb::{
     MemberListRequest, MemberListResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
     StatusRequest, StatusResponse, TxnRequest, TxnResponse,
 };
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -37,6 +38,8 @@ const MAX_ROUND_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Its calls wait for no turn.
+    urgent: bool,
 }
 
 struct Inner {
@@ -44,6 +47,8 @@ struct Inner {
     members: Vec<Member>,
     /// Index of the member that is asked first.
     current: AtomicUsize,
+    /// One for each call that may be under way.
+    turns: Semaphore,
 }
 
 /// What it means to send a request again when it is not known what became of it.
@@ -71,7 +76,31 @@ impl Client {
         let members: Vec<Member> =
             config.endpoints.iter().map(|uri| Member::new(uri.clone(), &config)).collect();
         let current = AtomicUsize::new(config.first_endpoint % members.len());
-        Ok(Self { inner: Arc::new(Inner { config, members, current }) })
+        let turns = Semaphore::new(config.calls_at_once);
+        let inner = Inner { config, members, current, turns };
+        Ok(Self { inner: Arc::new(inner), urgent: false })
+    }
+
+    /// The same client for calls that are few and must not wait behind others, such as signs of
+    /// life.
+    #[must_use]
+    pub fn urgent(&self) -> Self {
+        Self { urgent: true, ..self.clone() }
+    }
+
+    /// Waits until this call may be sent.
+    async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, Error> {
+        if self.urgent {
+            return Ok(None);
+        }
+        let config = &self.inner.config;
+        match timeout(config.turn_timeout, self.inner.turns.acquire()).await {
+            // It is never closed.
+            Ok(turn) => Ok(turn.ok()),
+            Err(_) => {
+                Err(Error::Unavailable { endpoints: config.endpoints.to_string(), source: None })
+            }
+        }
     }
 
     /// Reads a key or a range of keys.
@@ -226,6 +255,7 @@ impl Client {
         F: Fn(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
+        let _turn = self.turn().await?;
         let members = &self.inner.members;
         let config = &self.inner.config;
         let deadline = Instant::now() + config.request_timeout;

@@ -78,6 +78,11 @@ pub struct ClientConfig {
     pub first_endpoint: usize,
     /// The deadline of a call, all its attempts together.
     pub request_timeout: Duration,
+    /// Calls that are under way at once; more wait for their turn, so that a crowd of them makes
+    /// none too late. Watches and [urgent](crate::Client::urgent) calls do not count.
+    pub calls_at_once: usize,
+    /// How long a call may wait for its turn; its deadline begins after that.
+    pub turn_timeout: Duration,
     /// How long a first attempt may take before another endpoint is asked; each further attempt of
     /// the same call gets twice the time of the one before, so that a store that is slow as a
     /// whole is not asked ever more.
@@ -103,6 +108,8 @@ impl ClientConfig {
             endpoints,
             first_endpoint: 0,
             request_timeout: Duration::from_secs(5),
+            calls_at_once: 256,
+            turn_timeout: Duration::from_secs(60),
             attempt_timeout: Duration::from_millis(500),
             dial_timeout: Duration::from_millis(500),
             watch_probe_interval: Duration::from_millis(500),
@@ -117,6 +124,8 @@ impl fmt::Debug for ClientConfig {
             .field("endpoints", &self.endpoints)
             .field("first_endpoint", &self.first_endpoint)
             .field("request_timeout", &self.request_timeout)
+            .field("calls_at_once", &self.calls_at_once)
+            .field("turn_timeout", &self.turn_timeout)
             .field("attempt_timeout", &self.attempt_timeout)
             .field("dial_timeout", &self.dial_timeout)
             .field("watch_probe_interval", &self.watch_probe_interval)

@@ -299,3 +299,33 @@ async fn members_that_die_and_hang_cost_nothing_but_time() {
     let expected: Vec<String> = (1..=number).map(|n| n.to_string()).collect();
     assert_eq!(seen, expected);
 }
+
+#[tokio::test]
+async fn calls_wait_for_their_turn_unless_they_are_urgent() {
+    let Some(etcd) = Etcd::start().await else { return };
+    let proxy = Proxy::start(etcd.addr()).await;
+    let mut config = ClientConfig::new(&proxy.url()).unwrap();
+    (config.calls_at_once, config.turn_timeout) = (1, Duration::from_millis(50));
+    config.request_timeout = PATIENCE;
+    let client = Client::new(config).unwrap();
+    assert_eq!(value(&client, "a").await, None);
+
+    proxy.stall();
+    let (first, urgent) = (client.clone(), client.urgent());
+    let under_way = async {
+        tokio::join!(first.put(put("a", "1")), async {
+            tokio::task::yield_now().await;
+            urgent.put(put("b", "2")).await
+        })
+    };
+    let refused = async {
+        let error = client.put(put("c", "3")).await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { source: None, .. }), "{error:?}");
+        proxy.restore();
+    };
+    let ((first, urgent), ()) = tokio::join!(under_way, refused);
+    assert!(first.is_ok() && urgent.is_ok(), "{first:?} {urgent:?}");
+    assert_eq!(value(&client, "a").await.unwrap(), "1");
+    assert_eq!(value(&client, "b").await.unwrap(), "2");
+    assert_eq!(value(&client, "c").await, None, "it was never sent");
+}

@@ -24,6 +24,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// After the end was asked for, how long connections may still finish what they are at.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Requests on one connection that their client gives up before they are looked at. With more of them
+/// the HTTP/2 library closes the connection, and all else on it ends too; its own limit of 20 is
+/// reached by one busy client whose deadlines pass.
+const GIVEN_UP_STREAMS: usize = 4096;
+
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
@@ -79,6 +84,7 @@ async fn serve_connection(
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(max_streams)
+        .max_pending_accept_reset_streams(GIVEN_UP_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
