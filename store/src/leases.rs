@@ -21,8 +21,6 @@ use crate::raft::types::Batch;
 /// Shorter leases are raised to this: with etcd's default timings, one and a half elections,
 /// rounded up.
 pub(crate) const MIN_TTL_SECONDS: i64 = 2;
-/// etcd's upper limit.
-pub(crate) const MAX_TTL_SECONDS: i64 = 9_000_000_000;
 
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
 /// After the leader could not tell, how long until it (or another) is asked again.
@@ -34,9 +32,6 @@ impl Member {
         &self,
         mut request: LeaseGrantRequest,
     ) -> Result<LeaseGrantResponse, RequestError> {
-        if request.ttl > MAX_TTL_SECONDS {
-            return Err(RequestError::LeaseTtlTooLarge);
-        }
         request.ttl = request.ttl.max(MIN_TTL_SECONDS);
         if request.id == 0 {
             request.id = rand::random_range(1..i64::MAX);

@@ -11,6 +11,7 @@
 //! del RANGE [prev]
 //! txn "COMPARES ? OPERATIONS : OPERATIONS"         operations: put, get, del, txn [ ... ]
 //! compact REVISION      grant ID TTL      revoke ID      lease ID      leases      history FROM
+//! alarm nospace|corrupt                            disarm nospace|corrupt
 //!
 //! RANGE    a: one key     a..c: up to c     a..: from a on     all
 //! COMPARE  mod a = 2      value a..c != x   (version, create, lease; =, !=, <, >)
@@ -26,14 +27,17 @@ use std::fs;
 use std::path::PathBuf;
 
 use goldenscript::{Argument, Command, Context, Runner};
-use store_proto::etcdserverpb::{PutResponse, RangeResponse};
+use store_proto::etcdserverpb::{AlarmType, PutResponse, RangeResponse};
 use store_proto::etcdserverpb::{ResponseHeader, ResponseOp, TxnResponse, response_op::Response};
 use store_proto::mvccpb::{Event, KeyValue};
+use store_proto::peer::{Alarm, AlarmChange, alarm::Cause};
 
 use super::*;
 use crate::mvcc::revision::is_delete;
 
 const SCRIPTS: &str = "src/mvcc/tests/golden";
+/// Any will do, as alarms stand for all members.
+const ALARMED_MEMBER: u64 = 1;
 
 /// Somebody who answers.
 trait Store {
@@ -145,6 +149,14 @@ impl<S: Store> Runner for Scripts<S> {
                         number(1).ok_or("a TTL is needed")?,
                     ),
                     "revoke" => revoke(number(0).ok_or("an id is needed")?),
+                    "alarm" | "disarm" => {
+                        let alarm = match words.first().map(String::as_str) {
+                            Some("nospace") => AlarmType::Nospace,
+                            Some("corrupt") => AlarmType::Corrupt,
+                            _ => return Err("nospace or corrupt is needed".into()),
+                        };
+                        Op::Alarm(by_client(alarm, name == "alarm"))
+                    }
                     _ => return Err(format!("unknown command {name}").into()),
                 };
                 match store.write(op) {
@@ -167,8 +179,15 @@ fn show_outcome(output: &mut String, outcome: &Outcome) {
             show(output, 0, &response.header, &format!("granted {}s", response.ttl));
         }
         Outcome::LeaseRevoke(response) => show(output, 0, &response.header, "revoked"),
-        Outcome::Publish | Outcome::Alarm(_) => unreachable!("scripts publish nothing"),
+        Outcome::Alarm(Some(_)) => writeln!(output, "done").unwrap(),
+        Outcome::Alarm(None) => writeln!(output, "nothing to do").unwrap(),
+        Outcome::Publish => unreachable!("scripts publish nothing"),
     }
+}
+
+fn by_client(alarm: AlarmType, raised: bool) -> AlarmChange {
+    let (alarm, cause) = (alarm.into(), Cause::Client.into());
+    AlarmChange { alarm: Some(Alarm { member_id: ALARMED_MEMBER, alarm, cause }), raised }
 }
 
 fn show(output: &mut String, depth: usize, header: &Option<ResponseHeader>, what: &str) {

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use store_proto::etcdserverpb::{
-    LeaseLeasesResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, WatchCreateRequest,
-    WatchRequest, WatchResponse, watch_request::RequestUnion,
+    AlarmRequest, AlarmResponse, LeaseLeasesResponse, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse, WatchCreateRequest, WatchRequest, WatchResponse,
+    alarm_request::AlarmAction, watch_request::RequestUnion,
 };
 
 use super::*;
@@ -118,7 +119,17 @@ impl Store for Etcd {
             Op::Compaction(request) => Outcome::Compaction(self.post("kv/compaction", &request)?),
             Op::LeaseGrant(request) => Outcome::LeaseGrant(self.post("lease/grant", &request)?),
             Op::LeaseRevoke(request) => Outcome::LeaseRevoke(self.post("lease/revoke", &request)?),
-            Op::Publish(_) | Op::Alarm(_) => unreachable!("scripts publish nothing"),
+            Op::Alarm(AlarmChange { alarm, raised }) => {
+                let Alarm { member_id, alarm, .. } = alarm.unwrap();
+                let action = if raised { AlarmAction::Activate } else { AlarmAction::Deactivate };
+                let request = AlarmRequest { action: action.into(), member_id, alarm };
+                let response: AlarmResponse = self.post("maintenance/alarm", &request)?;
+                let cause = Cause::Client.into();
+                let changed = response.alarms.first();
+                let alarm = changed.map(|one| Alarm { member_id: one.member_id, alarm, cause });
+                return Ok(Outcome::Alarm(alarm));
+            }
+            Op::Publish(_) => unreachable!("scripts publish nothing"),
         };
         self.revision = model::revision_of(&outcome);
         Ok(outcome)
