@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper_util::service::TowerToHyperService;
 use openraft::SnapshotPolicy;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use parking_lot::Mutex;
@@ -319,12 +320,12 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         removed: false,
     };
     tasks.run("self-introduction", publish(Arc::clone(&member), attributes));
-    let peer_router = rpc::peer_router(&member);
-    let serving = rpc::serve::serve(peer_listener, peer_router, None, halt.clone());
+    let peers = TowerToHyperService::new(rpc::for_peers(&member));
+    let serving = rpc::serve::serve(peer_listener, peers, None, halt.clone());
     tasks.set.spawn(served("peer port", serving));
-    let router = rpc::client_router(&member).map_err(|error| Error::Metrics(error.into()))?;
+    let clients = rpc::for_clients(&member).map_err(|error| Error::Metrics(error.into()))?;
     let max_streams = config.max_concurrent_streams;
-    let serving = rpc::serve::serve(client_listener, router, max_streams, stop.clone());
+    let serving = rpc::serve::serve(client_listener, clients, max_streams, stop.clone());
     let known = knows_members(Arc::clone(&member));
     // From here on every client is told who the members are. One that joins hears it from the leader.
     tasks.set.spawn(served(CLIENT_PORT, async move {
@@ -334,8 +335,8 @@ pub async fn start(config: Config) -> Result<Running, Error> {
         }
     }));
     for listener in metrics_listeners {
-        let router = rpc::metrics_router(&member);
-        let serving = rpc::serve::serve(listener, router, None, stop.clone());
+        let monitoring = TowerToHyperService::new(rpc::for_monitoring(&member));
+        let serving = rpc::serve::serve(listener, monitoring, None, stop.clone());
         tasks.set.spawn(served("metrics port", serving));
     }
 

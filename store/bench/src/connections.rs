@@ -1,6 +1,22 @@
 //! The HTTP/2 connections that clients share: how many and to whom is the same for every system.
+//!
+//! They are the HTTP library's own: the queue that tonic's channel has before it would cost as much
+//! as the servers have on this machine for carrying out the call.
 
-use tonic::transport::{Channel, Endpoint};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use anyhow::Context as _;
+use http::uri::{Authority, Scheme};
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tonic::body::Body;
+use tower_service::Service;
 
 use crate::cluster::{Cluster, MEMBERS};
 
@@ -13,8 +29,17 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// Connections, in turns to one member after the other.
 #[derive(Clone)]
 pub(crate) struct Connections {
-    channels: Vec<Channel>,
+    all: Vec<Connection>,
     next: usize,
+}
+
+/// A handle of one connection, which lasts as long as any handle.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    requests: http2::SendRequest<Body>,
+    authority: Authority,
+    /// What reads and writes; it ends with the last handle.
+    _driver: Arc<JoinSet<()>>,
 }
 
 impl Connections {
@@ -25,30 +50,62 @@ impl Connections {
 
     /// Connects `count` times to these members in turns.
     pub(crate) async fn to(urls: &[String], count: usize) -> anyhow::Result<Self> {
-        let mut channels = Vec::new();
+        let mut all = Vec::new();
         for url in urls.iter().cycle().take(count) {
-            channels.push(connect(url).await?);
+            all.push(Connection::open(url).await?);
         }
-        Ok(Self { channels, next: 0 })
+        Ok(Self { all, next: 0 })
     }
 
     /// The same connections, for a client that begins at another one.
     pub(crate) fn for_client(&self, client: usize) -> Self {
-        Self { channels: self.channels.clone(), next: client }
+        Self { all: self.all.clone(), next: client }
     }
 
     /// The connection for the next request.
-    pub(crate) fn next(&mut self) -> Channel {
+    pub(crate) fn next(&mut self) -> Connection {
         self.next += 1;
-        self.channels[self.next % self.channels.len()].clone()
+        self.all[self.next % self.all.len()].clone()
     }
 }
 
-async fn connect(url: &str) -> anyhow::Result<Channel> {
-    let endpoint = Endpoint::from_shared(url.to_owned())?
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    Ok(endpoint.connect().await?)
+impl Connection {
+    async fn open(url: &str) -> anyhow::Result<Self> {
+        let url: Uri = url.parse()?;
+        let authority = url.authority().context("a member's URL names no host")?.clone();
+        let stream = TcpStream::connect(authority.as_str()).await?;
+        stream.set_nodelay(true)?;
+        let (requests, driver) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        let mut driving = JoinSet::new();
+        driving.spawn(async move {
+            // Whoever waits for an answer hears why there is none.
+            let _ = driver.await;
+        });
+        Ok(Self { requests, authority, _driver: Arc::new(driving) })
+    }
+}
+
+impl Service<Request<Body>> for Connection {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = hyper::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.requests.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = Some(Scheme::HTTP);
+        parts.authority = Some(self.authority.clone());
+        *request.uri_mut() =
+            Uri::from_parts(parts).expect("a path with a scheme and an authority is a URI");
+        Box::pin(self.requests.send_request(request))
+    }
 }
 
 /// One for every few clients, the same number to each member, and at least one.

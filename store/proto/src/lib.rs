@@ -1,10 +1,12 @@
 //! The etcd v3 messages and services, and the protocol between the members of a store.
 //!
-//! Everything here is generated from the files in `proto/`. Byte fields are [`bytes::Bytes`], so a
+//! Nearly everything here is generated from the files in `proto/`. Byte fields are [`bytes::Bytes`], so a
 //! value goes from one wire to the other without being copied. The etcd messages also carry the
 //! JSON form of etcd's HTTP gateway.
 
 #![allow(missing_docs, unused_qualifications, clippy::all, clippy::pedantic)]
+
+pub mod codec;
 
 /// All messages and services, as an encoded `google.protobuf.FileDescriptorSet`.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

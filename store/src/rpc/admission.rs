@@ -6,19 +6,14 @@
 
 use std::borrow::Cow;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use axum::body::{Body, Bytes};
-use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, Request};
-use axum::middleware::Next;
-use axum::response::Response;
-use hyper::body::{Body as HttpBody, Frame};
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio::sync::watch;
 use tonic::Status;
 
-use super::gateway;
 use crate::error::RequestError;
 use crate::member::Member;
 
@@ -35,41 +30,20 @@ const FOR_LEARNERS: [&str; 6] = [
     "/v3/maintenance/snapshot",
 ];
 
-/// Passes a request on, or refuses it.
-pub(super) async fn admit(
-    State(member): State<Arc<Member>>,
-    request: Request<Body>,
-    next: Next,
-) -> Response {
-    let needs_leader =
-        request.headers().get(HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true");
-    let path = today(request.uri().path());
-    let refused = if is_api(&path) && member.is_learner() && !FOR_LEARNERS.contains(&&*path) {
-        Some(RequestError::NotForLearners)
-    } else if needs_leader && member.leader_in_contact().is_none() {
-        Some(RequestError::NoLeader)
-    } else {
-        None
-    };
-    if let Some(error) = refused {
-        let status = Status::from(error);
-        return if is_grpc(request.headers()) {
-            status.into_http()
-        } else {
-            gateway::failure(&status)
-        };
-    }
-    let response = next.run(request).await;
-    if !needs_leader || !is_grpc(response.headers()) {
-        return response;
-    }
-    let mut cut_off = member.cut_off.clone();
-    let without_leader = async move {
-        if cut_off.wait_for(|cut_off| *cut_off).await.is_err() {
-            std::future::pending::<()>().await;
+/// Whether a request with these headers insists on a leader.
+pub(super) fn needs_leader(headers: &HeaderMap) -> bool {
+    headers.get(HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true")
+}
+
+/// Why a request for this path is refused, if it is.
+pub(super) fn refusal(member: &Member, path: &str, needs_leader: bool) -> Option<RequestError> {
+    if member.is_learner() {
+        let path = today(path);
+        if is_api(&path) && !FOR_LEARNERS.contains(&&*path) {
+            return Some(RequestError::NotForLearners);
         }
-    };
-    response.map(|body| Body::new(UntilCutOff { body, without_leader: Box::pin(without_leader) }))
+    }
+    (needs_leader && member.leader_in_contact().is_none()).then_some(RequestError::NoLeader)
 }
 
 /// The gateway's paths of a version before 3.4, as they are called now.
@@ -94,26 +68,44 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// The body of a gRPC answer, which ends with an error when there is no leader for too long.
-struct UntilCutOff {
-    body: Body,
-    without_leader: Pin<Box<dyn Future<Output = ()> + Send>>,
+/// The body of a gRPC answer. That of a request that insists on a leader ends with an error when
+/// there is none for too long.
+pub(crate) struct UntilCutOff<B> {
+    /// `None`: it has ended so.
+    body: Option<B>,
+    without_leader: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
-impl HttpBody for UntilCutOff {
-    type Data = Bytes;
-    type Error = axum::Error;
+impl<B> UntilCutOff<B> {
+    /// `cut_off`: whether there is no leader, where that matters.
+    pub(super) fn new(body: B, cut_off: Option<watch::Receiver<bool>>) -> Self {
+        let without_leader =
+            cut_off.map(|mut cut_off| -> Pin<Box<dyn Future<Output = ()> + Send>> {
+                Box::pin(async move {
+                    if cut_off.wait_for(|cut_off| *cut_off).await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                })
+            });
+        Self { body: Some(body), without_leader }
+    }
+}
+
+impl<B: HttpBody + Unpin> HttpBody for UntilCutOff<B> {
+    type Data = B::Data;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if self.body.is_end_stream() {
-            return Poll::Ready(None);
-        }
-        let next = Pin::new(&mut self.body).poll_frame(context);
-        if next.is_pending() && self.without_leader.as_mut().poll(context).is_ready() {
-            self.body = Body::empty();
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let next = Pin::new(body).poll_frame(context);
+        if next.is_pending()
+            && let Some(without_leader) = &mut self.without_leader
+            && without_leader.as_mut().poll(context).is_ready()
+        {
+            self.body = None;
             let mut trailers = HeaderMap::new();
             let ended = Status::from(RequestError::NoLeader).add_header(&mut trailers);
             return Poll::Ready(ended.is_ok().then(|| Ok(Frame::trailers(trailers))));
@@ -122,6 +114,10 @@ impl HttpBody for UntilCutOff {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), HttpBody::size_hint)
     }
 }

@@ -8,11 +8,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use axum::body::{Body, Bytes};
-use axum::extract::State;
-use axum::http::{HeaderMap, Request};
-use axum::middleware::Next;
-use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderMap, Response};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry,
@@ -84,6 +81,13 @@ impl Calls {
         }
         Ok(Self { methods, metrics: Arc::clone(metrics) })
     }
+
+    /// Begins a call, if that is the path of a method.
+    pub(super) fn begin(&self, path: &str) -> Option<Call> {
+        let method = Arc::clone(self.methods.get(path)?);
+        method.started.inc();
+        Some(Call { method, metrics: Arc::clone(&self.metrics), begun: Instant::now(), code: None })
+    }
 }
 
 /// Why calls cannot be counted: a mistake in the program.
@@ -145,42 +149,31 @@ impl Families {
     }
 }
 
-/// Passes a request on and counts it, if it is a call of a known method.
-pub(super) async fn measure(
-    State(calls): State<Arc<Calls>>,
-    request: Request<Body>,
-    next: Next,
-) -> Response {
-    let Some(method) = calls.methods.get(request.uri().path()) else {
-        return next.run(request).await;
-    };
-    method.started.inc();
-    let mut call = Call { method: Arc::clone(method), begun: Instant::now(), code: None };
-    let metrics = &calls.metrics;
-    let request = request.map(|body| {
-        Body::new(Received {
-            body,
-            messages: Messages::default(),
-            method: Arc::clone(method),
-            metrics: Arc::clone(metrics),
-        })
-    });
-    let response = next.run(request).await;
-    call.notice(response.headers());
-    response.map(|body| {
-        let metrics = Arc::clone(metrics);
-        Body::new(Sent { body, messages: Messages::default(), call, metrics })
-    })
-}
-
 /// One call; it is over when this is dropped.
-struct Call {
+pub(super) struct Call {
     method: Arc<Method>,
+    metrics: Arc<Metrics>,
     begun: Instant,
     code: Option<Code>,
 }
 
 impl Call {
+    /// Counts what comes of a request.
+    pub(super) fn received<B>(&self, body: B) -> Received<B> {
+        Received {
+            body,
+            messages: Messages::default(),
+            method: Arc::clone(&self.method),
+            metrics: Arc::clone(&self.metrics),
+        }
+    }
+
+    /// Counts what goes out in answer; with it the call is over.
+    pub(super) fn sent<B>(mut self, response: Response<B>) -> Response<Sent<B>> {
+        self.notice(response.headers());
+        response.map(|body| Sent { body, messages: Messages::default(), call: self })
+    }
+
     fn notice(&mut self, headers: &HeaderMap) {
         if let Some(status) = headers.get(STATUS_HEADER) {
             self.code = Some(Code::from_bytes(status.as_bytes()));
@@ -235,21 +228,22 @@ impl Messages {
     }
 }
 
-struct Received {
-    body: Body,
+/// The body of a request, counted.
+pub(super) struct Received<B> {
+    body: B,
     messages: Messages,
     method: Arc<Method>,
     metrics: Arc<Metrics>,
 }
 
-impl HttpBody for Received {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Received<B> {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
@@ -270,27 +264,27 @@ impl HttpBody for Received {
     }
 }
 
-struct Sent {
-    body: Body,
+/// The body of an answer, counted.
+pub(crate) struct Sent<B> {
+    body: B,
     messages: Messages,
     call: Call,
-    metrics: Arc<Metrics>,
 }
 
-impl HttpBody for Sent {
+impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Sent<B> {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if let Some(Ok(frame)) = &frame {
             if let Some(data) = frame.data_ref() {
                 let (messages, bytes) = self.messages.count(data);
                 self.call.method.sent.inc_by(messages);
-                self.metrics.sent_bytes.add(bytes);
+                self.call.metrics.sent_bytes.add(bytes);
             } else if let Some(trailers) = frame.trailers_ref() {
                 self.call.notice(trailers);
             }

@@ -3,12 +3,13 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
-use hyper::body::Incoming;
+use axum::BoxError;
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -32,16 +33,22 @@ const GIVEN_UP_STREAMS: usize = 4096;
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
-/// Serves `router` until `stop` is cancelled, then lets connections finish within a deadline.
+/// Serves what `service` answers until `stop` is cancelled, then lets connections finish within a
+/// deadline. A router or another service of tower's comes as [`hyper_util::service::TowerToHyperService`].
 ///
 /// `max_streams`: requests that a client may have under way on one connection at once; `None`: as
 /// many as it likes.
-pub(crate) async fn serve(
+pub(crate) async fn serve<S, B>(
     listener: TcpListener,
-    router: Router,
+    service: S,
     max_streams: Option<u32>,
     stop: CancellationToken,
-) {
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -53,7 +60,7 @@ pub(crate) async fn serve(
             Ok((stream, _)) => {
                 connections.spawn(serve_connection(
                     stream,
-                    router.clone(),
+                    service.clone(),
                     max_streams,
                     stop.clone(),
                 ));
@@ -70,12 +77,17 @@ pub(crate) async fn serve(
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
 }
 
-async fn serve_connection(
+async fn serve_connection<S, B>(
     stream: TcpStream,
-    router: Router,
+    service: S,
     max_streams: Option<u32>,
     stop: CancellationToken,
-) {
+) where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible>,
+    S: Send + 'static,
+    S::Future: Send,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
@@ -89,14 +101,6 @@ async fn serve_connection(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    let service = TowerToHyperService::new(router);
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let service = service.clone();
-        async move {
-            let response = hyper::service::Service::call(&service, request.map(Body::new)).await;
-            Ok::<_, Infallible>(response.unwrap_or_else(|never| match never {}))
-        }
-    });
     let stream = TokioIo::new(AnyAuthority::new(Coalesced::new(stream)));
     let connection = builder.serve_connection(stream, service);
     tokio::pin!(connection);

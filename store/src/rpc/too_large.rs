@@ -1,8 +1,8 @@
 //! Messages above the limit: gRPC libraries do not agree on how to refuse them, and clients of etcd
 //! know the words of Go's.
 
-use axum::body::Body;
-use axum::http::Response;
+use http::Response;
+use tonic::body::Body;
 use tonic::{Code, Status};
 
 /// How the library that is used here begins.
@@ -27,7 +27,7 @@ pub(crate) fn as_etcd(status: Status) -> Status {
 }
 
 /// The same for a whole response.
-pub(super) async fn mend(response: Response<Body>) -> Response<Body> {
+pub(super) fn mend(response: Response<Body>) -> Response<Body> {
     match Status::from_header_map(response.headers()) {
         Some(status) if status.code() == Code::OutOfRange => {
             let mended = as_etcd(status);
