@@ -24,7 +24,7 @@ use crate::leases::{LeaseIds, name};
 use crate::normal;
 
 /// Longer than either store takes to say that it cannot answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// A large answer is as good as a small one.
 const ANSWER_LIMIT_BYTES: usize = 512 << 20;
 
