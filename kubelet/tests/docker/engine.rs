@@ -74,6 +74,13 @@ impl Engine {
             process.wait().unwrap();
         }
     }
+
+    /// An engine that was killed leaves its directory mounted onto itself, as often as it was.
+    fn unmount(&self) {
+        let mut umount = Command::new("umount");
+        umount.arg(self.path("data")).stdout(Stdio::null()).stderr(Stdio::null());
+        while umount.status().is_ok_and(|status| status.success()) {}
+    }
 }
 
 impl Drop for Engine {
@@ -82,6 +89,7 @@ impl Drop for Engine {
             self.docker(&["rm", "-f", id]);
         }
         self.end("TERM");
+        self.unmount();
     }
 }
 
