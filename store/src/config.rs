@@ -110,7 +110,8 @@ pub struct Config {
     #[arg(long, default_value_t = 16_384, value_name = "N")]
     pub max_proposals: usize,
 
-    /// Log bytes after which a snapshot is taken and the log behind it removed.
+    /// Log bytes after which a snapshot is taken and the log behind it removed; half of what is in
+    /// use if that is more.
     #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
     pub snapshot_log_bytes: u64,
 

@@ -26,6 +26,8 @@ const COMPACTION_INTERVAL: Duration = Duration::from_millis(100);
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 /// On a disk that is nearly full, a snapshot is taken for so much log: a segment.
 const LOW_DISK_LOG_BYTES: u64 = 16 << 20;
+/// While there is room the log may grow to this part of what is in use.
+const LOG_PART: u64 = 2;
 
 /// Hands applied entries to the engine, a batch at a time. Ends when the engine fails.
 pub(crate) async fn write_behind(mvcc: Mvcc, log: LogStore, metrics: Arc<Metrics>) -> Error {
@@ -111,7 +113,8 @@ pub(crate) async fn compact(mvcc: Mvcc) -> Error {
     }
 }
 
-/// Takes a snapshot whenever the log has outgrown the last one by `log_bytes`. Never ends.
+/// Takes a snapshot whenever the log has outgrown the last one far enough: see [`log_limit_bytes`].
+/// Never ends.
 pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64) {
     let mut interval = tokio::time::interval(SNAPSHOT_INTERVAL);
     let mut covered_bytes = 0;
@@ -121,12 +124,12 @@ pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64
         let purgeable_bytes = log.purgeable_bytes(applied);
         // Purging makes the log shorter than it was when the last snapshot was taken.
         covered_bytes = purgeable_bytes.min(covered_bytes);
-        // On a full disk the log is the first to give something back.
-        let enough_bytes = if member.space.is_disk_low() { LOW_DISK_LOG_BYTES } else { log_bytes };
-        if purgeable_bytes - covered_bytes < enough_bytes.min(log_bytes) {
+        let in_use_bytes = member.mvcc.in_use_bytes();
+        let limit_bytes = log_limit_bytes(log_bytes, in_use_bytes, member.space.is_disk_low());
+        if purgeable_bytes - covered_bytes < limit_bytes {
             continue;
         }
-        let (space, in_use_bytes) = (Arc::clone(&member.space), member.mvcc.in_use_bytes());
+        let space = Arc::clone(&member.space);
         let checked =
             blocking(move || space.check_rewrite(in_use_bytes).map_err(std::io::Error::other));
         if checked.await.is_err() {
@@ -140,6 +143,21 @@ pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64
     }
 }
 
+/// For how much log a snapshot is taken, which writes all that is in use: at fixed intervals a
+/// growing state would be written ever more often. `least_bytes` is what the flag asks for.
+///
+/// ```text
+/// 64 MiB asked for, 1 GiB loaded: snapshots at 64, 128, 192, 288, 432, 648, 972 MiB
+/// ```
+fn log_limit_bytes(least_bytes: u64, in_use_bytes: u64, is_disk_low: bool) -> u64 {
+    if is_disk_low {
+        // The log is the first to give something back.
+        least_bytes.min(LOW_DISK_LOG_BYTES)
+    } else {
+        least_bytes.max(in_use_bytes / LOG_PART)
+    }
+}
+
 /// Ends when the state turns out to be unreadable.
 pub(crate) async fn state_failure(state: Reads) {
     let error = state.broken().await;
@@ -149,4 +167,25 @@ pub(crate) async fn state_failure(state: Reads) {
 /// Ends when the log can no longer be written: nothing may be acknowledged then.
 pub(crate) async fn log_failure(log: LogStore) -> Error {
     Error::write("the log", log.failed().await)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_state_is_written_seldom_and_on_a_full_disk_the_log_is_short() {
+        const MIB: u64 = 1 << 20;
+        let cases = [
+            (64, 10, false, 64),
+            (64, 128, false, 64),
+            (64, 1000, false, 500),
+            (64, 1000, true, 16),
+            (8, 1000, true, 8),
+        ];
+        for (least, in_use, is_disk_low, expected) in cases {
+            let limit = log_limit_bytes(least * MIB, in_use * MIB, is_disk_low);
+            assert_eq!(limit, expected * MIB, "{least} {in_use} {is_disk_low}");
+        }
+    }
 }

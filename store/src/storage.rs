@@ -30,7 +30,8 @@ use crate::wal::{DiskDir, WalError, WalOptions};
 pub(crate) const SNAPSHOT_DIR: &str = "snapshots";
 const LOG_DIR: &str = "wal";
 const STATE_DIR: &str = "state";
-const SNAPSHOTS_KEPT: usize = 2;
+/// The log is purged behind the newest one, so with an older one nothing could be rebuilt.
+const SNAPSHOTS_KEPT: usize = 1;
 
 /// Why a member's data cannot be opened.
 #[derive(Debug, thiserror::Error)]

@@ -36,7 +36,7 @@ pub(crate) const MAX_VALUE_BYTES: usize = 6 * 1024;
 const _: () = assert!(LEAF_ITEMS * (MAX_VALUE_BYTES + 256) < SEGMENT_BYTES / 4);
 
 /// Recent values are kept by the layer above, so pages need little of it.
-const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How often sled writes out its buffers and collects garbage, in milliseconds.
 const FLUSH_EVERY_MS: u64 = 500;

@@ -38,6 +38,7 @@ mod maintenance;
 mod measured;
 pub(crate) mod serve;
 mod session;
+mod streams;
 mod too_large;
 mod watch;
 

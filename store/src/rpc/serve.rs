@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::authority::AnyAuthority;
 use super::coalesce::Coalesced;
+use super::streams::Streams;
 
 /// A connection that answers no ping for this long is closed.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -91,7 +92,8 @@ async fn serve_connection<S, B>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut streams = Streams::default();
+    let mut builder = auto::Builder::new(streams.arrivals());
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -105,10 +107,10 @@ async fn serve_connection<S, B>(
     let connection = builder.serve_connection(stream, service);
     tokio::pin!(connection);
     let result = tokio::select! {
-        result = connection.as_mut() => result,
+        result = streams.drive(connection.as_mut()) => result,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            streams.drive(connection).await
         }
     };
     if let Err(error) = result {

@@ -125,7 +125,7 @@ impl Default for WalOptions {
     fn default() -> Self {
         Self {
             segment_bytes: 16 << 20,
-            cache_bytes: 16 << 20,
+            cache_bytes: 8 << 20,
             queue_bytes: 16 << 20,
             make_ahead: true,
         }

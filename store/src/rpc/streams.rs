@@ -1,0 +1,165 @@
+//! The requests of one connection, carried out by the connection's own task.
+//!
+//! The HTTP/2 library asks for a task for each request (it calls one a stream). On its own each would
+//! be made, queued for some thread and woken for its answer, which costs a small write as much as
+//! carrying it out. Here they are polled where their connection is: however many are woken at once,
+//! as all that waited for one batch of writes are, it is one task that runs, and what they answer
+//! leaves together.
+//!
+//! ```text
+//! woken: poll the requests that were woken | poll the connection | poll the requests that came by it
+//! ```
+//! What lasts, such as a watch or a long answer, is given a task after [`SHORT_POLLS`], so that one
+//! connection may keep several threads busy. What takes long in one piece does not belong into a
+//! request's poll: reading from the disk is done off the runtime's threads ([`crate::reads`]).
+
+use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::FutureExt as _;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use hyper::rt::Executor;
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+
+/// A call with one answer is polled as it comes, when its turn in a batch has come, and perhaps when
+/// a part of it was late.
+const SHORT_POLLS: u8 = 8;
+
+type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The requests of one connection that are under way. Dropped, it ends them.
+#[derive(Default)]
+pub(super) struct Streams {
+    arrivals: Arrivals,
+    under_way: FuturesUnordered<Request>,
+    lasting: JoinSet<()>,
+}
+
+/// Takes the requests from the HTTP/2 library.
+#[derive(Clone, Default)]
+pub(super) struct Arrivals(Arc<Mutex<Vec<Request>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Arrivals {
+    fn execute(&self, work: F) {
+        self.0.lock().push(Request { work: Some(Box::pin(work)), polls: 0 });
+    }
+}
+
+/// Ends when the request does; or before, with what is left of one that lasts.
+struct Request {
+    /// Until it has ended.
+    work: Option<Work>,
+    polls: u8,
+}
+
+impl Future for Request {
+    type Output = Option<Work>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Work>> {
+        if self.polls == SHORT_POLLS {
+            return Poll::Ready(self.work.take());
+        }
+        self.polls += 1;
+        let Some(work) = &mut self.work else { return Poll::Ready(None) };
+        // A request that panics does not take its connection along, as little as a task would.
+        match AssertUnwindSafe(work).catch_unwind().poll_unpin(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(_) => Poll::Ready(None),
+        }
+    }
+}
+
+impl Streams {
+    /// To be given to the connection that [`Streams::drive`] is called with.
+    pub(super) fn arrivals(&self) -> Arrivals {
+        self.arrivals.clone()
+    }
+
+    /// Carries out a connection and its requests until the connection ends. May be given up and
+    /// called again.
+    pub(super) async fn drive<C: Future>(&mut self, mut connection: Pin<&mut C>) -> C::Output {
+        poll_fn(|context| {
+            self.poll_under_way(context);
+            if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                return Poll::Ready(ended);
+            }
+            // Those that are answered at once wake the connection, so it is polled again.
+            let arrived = std::mem::take(&mut *self.arrivals.0.lock());
+            if !arrived.is_empty() {
+                self.under_way.extend(arrived);
+                self.poll_under_way(context);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn poll_under_way(&mut self, context: &mut Context<'_>) {
+        while let Poll::Ready(Some(rest)) = self.under_way.poll_next_unpin(context) {
+            if let Some(lasting) = rest {
+                while self.lasting.try_join_next().is_some() {}
+                self.lasting.spawn(lasting);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// A connection that brings requests, and ends when it is told to.
+    async fn connection(arrivals: Arrivals, requests: Vec<Work>, end: oneshot::Receiver<()>) {
+        requests.into_iter().for_each(|request| arrivals.execute(request));
+        end.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn requests_are_carried_out_until_their_connection_ends() {
+        let mut streams = Streams::default();
+        let (say, hear) = oneshot::channel();
+        let (answer, answered) = oneshot::channel();
+        let (end, ends) = oneshot::channel();
+        let (say_late, late) = oneshot::channel();
+        let (never, is_dropped) = oneshot::channel::<()>();
+        let requests: Vec<Work> = vec![
+            Box::pin(async {
+                let heard: u8 = hear.await.unwrap();
+                answer.send(heard + 1).unwrap();
+            }),
+            Box::pin(async { panic!("this one fails") }),
+            Box::pin(async {
+                for _ in 0..=SHORT_POLLS {
+                    tokio::task::yield_now().await;
+                }
+                say_late.send(()).unwrap();
+            }),
+            Box::pin(async move {
+                let _never = never;
+                std::future::pending().await
+            }),
+        ];
+        let connection = connection(streams.arrivals(), requests, ends);
+        tokio::pin!(connection);
+        let client = async {
+            say.send(1).unwrap();
+            assert_eq!(answered.await.unwrap(), 2);
+            late.await.unwrap();
+        };
+        tokio::select! {
+            () = streams.drive(connection.as_mut()) => panic!("the connection goes on"),
+            () = client => {}
+        }
+        assert_eq!(streams.lasting.len(), 1);
+        end.send(()).unwrap();
+        streams.drive(connection).await;
+        drop(streams);
+        assert!(is_dropped.await.is_err());
+    }
+}
