@@ -110,6 +110,10 @@ pub struct Config {
     #[arg(long, default_value_t = 16_384, value_name = "N")]
     pub max_proposals: usize,
 
+    /// Bytes that these waiting writes may take together; a single one may be larger.
+    #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
+    pub max_proposals_bytes: usize,
+
     /// Log bytes after which a snapshot is taken and the log behind it removed; half of what is in
     /// use if that is more.
     #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
@@ -284,6 +288,7 @@ impl Config {
     fn watch_limits(&self) -> Result<WatchLimits, ConfigError> {
         for (flag, limit) in [
             ("max-proposals", self.max_proposals),
+            ("max-proposals-bytes", self.max_proposals_bytes),
             ("max-txn-ops", self.max_txn_ops),
             ("max-watch-streams", self.max_watch_streams),
             ("max-watchers-per-stream", self.max_watchers_per_stream),

@@ -12,6 +12,7 @@ use crate::mvcc::{CompactStep, Mvcc};
 use crate::raft::log_store::LogStore;
 use crate::raft::snapshot_transfer::blocking;
 use crate::reads::Reads;
+use crate::space::Room;
 use crate::start::Error;
 
 /// Between two looks at what is to be written behind.
@@ -117,16 +118,14 @@ pub(crate) async fn compact(mvcc: Mvcc) -> Error {
 /// Never ends.
 pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64) {
     let mut interval = tokio::time::interval(SNAPSHOT_INTERVAL);
-    let mut covered_bytes = 0;
+    // The entry up to which the last snapshot goes.
+    let mut covered = 0;
     loop {
         interval.tick().await;
         let applied = *member.applied_index.borrow();
-        let purgeable_bytes = log.purgeable_bytes(applied);
-        // Purging makes the log shorter than it was when the last snapshot was taken.
-        covered_bytes = purgeable_bytes.min(covered_bytes);
         let in_use_bytes = member.mvcc.in_use_bytes();
-        let limit_bytes = log_limit_bytes(log_bytes, in_use_bytes, member.space.is_disk_low());
-        if purgeable_bytes - covered_bytes < limit_bytes {
+        let limit_bytes = log_limit_bytes(log_bytes, in_use_bytes, member.space.room());
+        if log.bytes_behind(covered, applied) < limit_bytes {
             continue;
         }
         let space = Arc::clone(&member.space);
@@ -138,7 +137,7 @@ pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64
         }
         tracing::info!(index = applied, "the log has outgrown the last snapshot");
         if member.raft.trigger().snapshot().await.is_ok() {
-            covered_bytes = purgeable_bytes;
+            covered = applied;
         }
     }
 }
@@ -147,14 +146,14 @@ pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64
 /// growing state would be written ever more often. `least_bytes` is what the flag asks for.
 ///
 /// ```text
-/// 64 MiB asked for, 1 GiB loaded: snapshots at 64, 128, 192, 288, 432, 648, 972 MiB
+/// 64 MiB asked for, 1 GiB loaded: snapshots at 64, 128, 256, 512, 1024 MiB
 /// ```
-fn log_limit_bytes(least_bytes: u64, in_use_bytes: u64, is_disk_low: bool) -> u64 {
-    if is_disk_low {
+fn log_limit_bytes(least_bytes: u64, in_use_bytes: u64, room: Room) -> u64 {
+    match room {
+        Room::Ample => least_bytes.max(in_use_bytes / LOG_PART),
         // The log is the first to give something back.
-        least_bytes.min(LOW_DISK_LOG_BYTES)
-    } else {
-        least_bytes.max(in_use_bytes / LOG_PART)
+        Room::Tight => least_bytes,
+        Room::Low => least_bytes.min(LOW_DISK_LOG_BYTES),
     }
 }
 
@@ -177,15 +176,16 @@ mod tests {
     fn a_large_state_is_written_seldom_and_on_a_full_disk_the_log_is_short() {
         const MIB: u64 = 1 << 20;
         let cases = [
-            (64, 10, false, 64),
-            (64, 128, false, 64),
-            (64, 1000, false, 500),
-            (64, 1000, true, 16),
-            (8, 1000, true, 8),
+            (64, 10, Room::Ample, 64),
+            (64, 128, Room::Ample, 64),
+            (64, 1000, Room::Ample, 500),
+            (64, 1000, Room::Tight, 64),
+            (64, 1000, Room::Low, 16),
+            (8, 1000, Room::Low, 8),
         ];
-        for (least, in_use, is_disk_low, expected) in cases {
-            let limit = log_limit_bytes(least * MIB, in_use * MIB, is_disk_low);
-            assert_eq!(limit, expected * MIB, "{least} {in_use} {is_disk_low}");
+        for (least, in_use, room, expected) in cases {
+            let limit = log_limit_bytes(least * MIB, in_use * MIB, room);
+            assert_eq!(limit, expected * MIB, "{least} {in_use} {room:?}");
         }
     }
 }

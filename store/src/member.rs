@@ -8,7 +8,9 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::raft::ReadPolicy;
 use parking_lot::Mutex;
-use store_proto::etcdserverpb::{RangeRequest, RangeResponse, ResponseHeader};
+use store_proto::etcdserverpb::{
+    RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+};
 use store_proto::peer;
 use store_proto::peer::command::Op;
 use tokio::sync::{Semaphore, watch};
@@ -19,7 +21,7 @@ use crate::error::RequestError;
 use crate::leadership::{Contact, Leadership};
 use crate::lease_clock::LeaseClock;
 use crate::metrics::Metrics;
-use crate::mvcc::{Mvcc, Outcome, StateDir};
+use crate::mvcc::{Mvcc, Outcome, StateDir, is_serializable};
 use crate::proposals::Proposals;
 use crate::raft::log_store::LogStore;
 use crate::raft::network::{Network, Peer};
@@ -115,6 +117,14 @@ impl Member {
             self.reads.wait(self.request_timeout).await?;
         }
         self.state.range(request).await
+    }
+
+    /// A transaction that only reads, with the guarantee that its ranges ask for.
+    pub(crate) async fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, RequestError> {
+        if !is_serializable(request) {
+            self.reads.wait(self.request_timeout).await?;
+        }
+        self.state.txn(request).await
     }
 
     /// Returns once a quorum has confirmed that this member's state is current.

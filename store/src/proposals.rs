@@ -41,16 +41,27 @@ pub(crate) const NOBODY_WAITS: u64 = 0;
 /// What a write comes to.
 pub(crate) type Answer = Result<Outcome, RequestError>;
 
+/// How much may wait at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProposalLimits {
+    /// Writes.
+    pub(crate) count: usize,
+    /// What they take together, unless a single one is larger.
+    pub(crate) bytes: usize,
+}
+
 /// All writes of this member's clients that have no answer yet.
 pub(crate) struct Proposals {
     waiting: Mutex<Waiting>,
     queued: Notify,
-    limit: usize,
+    limits: ProposalLimits,
 }
 
 struct Waiting {
     next_id: u64,
     by_id: HashMap<u64, Proposal>,
+    /// What the proposals take, encoded.
+    bytes: usize,
     /// Those that are to be sent, oldest first. An id without a proposal has been given up.
     queue: VecDeque<u64>,
 }
@@ -77,15 +88,15 @@ pub(crate) struct Queued {
 const COMMANDS_FIELD: u32 = 1;
 
 impl Proposals {
-    /// `first_id` must differ from run to run and from member to member: it is random. At most
-    /// `limit` writes wait at once.
-    pub(crate) fn new(first_id: u64, limit: usize) -> Self {
+    /// `first_id` must differ from run to run and from member to member: it is random.
+    pub(crate) fn new(first_id: u64, limits: ProposalLimits) -> Self {
         let waiting = Waiting {
             next_id: first_id.max(NOBODY_WAITS + 1),
             by_id: HashMap::new(),
+            bytes: 0,
             queue: VecDeque::new(),
         };
-        Self { waiting: Mutex::new(waiting), queued: Notify::new(), limit }
+        Self { waiting: Mutex::new(waiting), queued: Notify::new(), limits }
     }
 
     /// Has `op` carried out by the cluster. An error of [`RequestError::Timeout`] leaves open
@@ -94,12 +105,18 @@ impl Proposals {
         let (answer, answered) = oneshot::channel();
         let id = {
             let mut waiting = self.waiting.lock();
-            if waiting.by_id.len() >= self.limit {
+            if waiting.by_id.len() >= self.limits.count {
                 return Err(RequestError::TooManyRequests);
             }
             let id = waiting.next_id;
+            let command = Command { id, op: Some(op) };
+            let bytes = waiting.bytes + encoded_len(&command);
+            if bytes > self.limits.bytes && !waiting.by_id.is_empty() {
+                return Err(RequestError::TooManyRequests);
+            }
+            let encoded = encode(&command);
             waiting.next_id = id.wrapping_add(1).max(NOBODY_WAITS + 1);
-            let encoded = encode(&Command { id, op: Some(op) });
+            waiting.bytes = bytes;
             waiting.by_id.insert(id, Proposal { encoded, answer, sent_in: None });
             waiting.queue.push_back(id);
             id
@@ -117,7 +134,7 @@ impl Proposals {
 
     fn reason_for_timeout(&self, id: u64) -> RequestError {
         // It is taken away under the same lock: what was never sent never will be.
-        match self.waiting.lock().by_id.remove(&id) {
+        match self.waiting.lock().remove(id) {
             Some(proposal) if proposal.sent_in.is_none() => RequestError::NoLeader,
             _ => RequestError::Timeout,
         }
@@ -213,7 +230,7 @@ impl Proposals {
         let sent: Vec<u64> =
             waiting.by_id.iter().filter(|(_, p)| p.sent_in.is_some()).map(|(id, _)| *id).collect();
         for id in sent {
-            if let Some(proposal) = waiting.by_id.remove(&id) {
+            if let Some(proposal) = waiting.remove(id) {
                 // The asker may have gone away already.
                 let _ = proposal.answer.send(Err(RequestError::Timeout));
             }
@@ -225,7 +242,7 @@ impl Proposals {
         let mut waiting = self.waiting.lock();
         let own: Vec<_> = answers
             .into_iter()
-            .filter_map(|(id, answer)| Some((waiting.by_id.remove(&id)?.answer, answer)))
+            .filter_map(|(id, answer)| Some((waiting.remove(id)?.answer, answer)))
             .collect();
         drop(waiting);
         for (asker, answer) in own {
@@ -235,12 +252,23 @@ impl Proposals {
     }
 }
 
+impl Waiting {
+    fn remove(&mut self, id: u64) -> Option<Proposal> {
+        let proposal = self.by_id.remove(&id)?;
+        self.bytes -= proposal.encoded.len();
+        Some(proposal)
+    }
+}
+
 /// One element of a batch, with its framing: batches are such elements one behind the other.
 fn encode(command: &Command) -> Bytes {
-    let bytes = prost::encoding::message::encoded_len(COMMANDS_FIELD, command);
-    let mut encoded = BytesMut::with_capacity(bytes);
+    let mut encoded = BytesMut::with_capacity(encoded_len(command));
     prost::encoding::message::encode(COMMANDS_FIELD, command, &mut encoded);
     encoded.freeze()
+}
+
+fn encoded_len(command: &Command) -> usize {
+    prost::encoding::message::encoded_len(COMMANDS_FIELD, command)
 }
 
 struct RemoveOnDrop<'a> {
@@ -253,7 +281,7 @@ struct RemoveOnDrop<'a> {
 impl Drop for RemoveOnDrop<'_> {
     fn drop(&mut self) {
         if self.is_there {
-            self.proposals.waiting.lock().by_id.remove(&self.id);
+            self.proposals.waiting.lock().remove(self.id);
         }
     }
 }
@@ -268,6 +296,7 @@ mod tests {
     use super::*;
 
     const TIMEOUT: Duration = Duration::from_secs(7);
+    const LIMITS: ProposalLimits = ProposalLimits { count: 100, bytes: 4 * BATCH_BYTES };
 
     fn put(key: &'static str) -> command::Op {
         command::Op::Put(PutRequest { key: key.into(), ..PutRequest::default() })
@@ -301,7 +330,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_reaches_whoever_asked() {
-        let proposals = Arc::new(Proposals::new(10, 100));
+        let proposals = Arc::new(Proposals::new(10, LIMITS));
         let asked = start(&proposals, "a");
         proposals.any_queued().await;
         assert_eq!(ids(proposals.next_batch(1)), [10]);
@@ -312,7 +341,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_an_earlier_leader_lost_is_sent_again_in_order_and_once() {
-        let proposals = Arc::new(Proposals::new(10, 100));
+        let proposals = Arc::new(Proposals::new(10, LIMITS));
         let tasks: Vec<_> = ["a", "b", "c"].map(|key| start(&proposals, key)).into();
         tokio::task::yield_now().await;
         assert_eq!(ids(proposals.next_batch(4)), [10, 11, 12]);
@@ -333,7 +362,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_that_comes_late_sends_nothing_twice() {
-        let proposals = Arc::new(Proposals::new(10, 100));
+        let proposals = Arc::new(Proposals::new(10, LIMITS));
         let asked = start(&proposals, "a");
         tokio::task::yield_now().await;
         assert_eq!(ids(proposals.next_batch(4)), [10]);
@@ -352,7 +381,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn after_a_snapshot_nothing_that_was_sent_is_sent_again() {
-        let proposals = Arc::new(Proposals::new(10, 100));
+        let proposals = Arc::new(Proposals::new(10, LIMITS));
         let sent = start(&proposals, "sent");
         tokio::task::yield_now().await;
         assert_eq!(ids(proposals.next_batch(4)), [10]);
@@ -368,7 +397,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_timeout_says_whether_it_may_have_been_carried_out() {
-        let proposals = Arc::new(Proposals::new(10, 100));
+        let proposals = Arc::new(Proposals::new(10, LIMITS));
         let (sent, unsent) = (start(&proposals, "sent"), start(&proposals, "unsent"));
         tokio::task::yield_now().await;
         assert_eq!(ids(proposals.next_batch(4)), [10, 11]);
@@ -380,7 +409,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn more_than_the_limit_is_refused() {
-        let proposals = Arc::new(Proposals::new(10, 1));
+        let proposals = Arc::new(Proposals::new(10, ProposalLimits { count: 1, ..LIMITS }));
         let first = start(&proposals, "a");
         tokio::task::yield_now().await;
         let refused = proposals.propose(put("b"), TIMEOUT).await;
@@ -393,13 +422,33 @@ mod tests {
         next.abort();
     }
 
+    fn large(bytes: usize) -> command::Op {
+        let value = vec![0; bytes].into();
+        command::Op::Put(PutRequest { key: "k".into(), value, ..PutRequest::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_bounded_in_bytes_but_one_large_write_is_let_in() {
+        let proposals = Arc::new(Proposals::new(1, ProposalLimits { count: 100, bytes: 1000 }));
+        let first = start_op(&proposals, large(2000));
+        tokio::task::yield_now().await;
+        let refused = proposals.propose(put("b"), TIMEOUT).await;
+        assert_eq!(refused.unwrap_err(), RequestError::TooManyRequests);
+        assert_eq!(ids(proposals.next_batch(1)), [1]);
+        proposals.answer([(1, done())]);
+        assert!(first.await.unwrap().is_ok());
+        let _asked = [600, 300].map(|bytes| start_op(&proposals, large(bytes)));
+        tokio::task::yield_now().await;
+        assert_eq!(ids(proposals.next_batch(1)), [2, 3]);
+        assert_eq!(
+            proposals.propose(large(100), TIMEOUT).await.unwrap_err(),
+            RequestError::TooManyRequests
+        );
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_batch_is_bounded_in_bytes_but_takes_one_large_write() {
-        let proposals = Arc::new(Proposals::new(1, 100));
-        let large = |bytes: usize| {
-            let value = vec![0; bytes].into();
-            command::Op::Put(PutRequest { key: "k".into(), value, ..PutRequest::default() })
-        };
+        let proposals = Arc::new(Proposals::new(1, LIMITS));
         let sizes = [BATCH_BYTES + 1, BATCH_BYTES / 2, BATCH_BYTES / 2];
         let _asked = sizes.map(|bytes| start_op(&proposals, large(bytes)));
         tokio::task::yield_now().await;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use store_proto::etcdserverpb::{RangeRequest, RangeResponse};
+use store_proto::etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
 use store_proto::mvccpb::KeyValue;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
@@ -50,6 +50,12 @@ impl Reads {
         }
         let request = request.clone();
         self.off_runtime(move |mvcc| mvcc.range(&request)).await
+    }
+
+    /// A transaction that only reads.
+    pub(crate) async fn txn(&self, request: &TxnRequest) -> Result<TxnResponse, RequestError> {
+        let request = request.clone();
+        self.off_runtime(move |mvcc| mvcc.read_txn(&request)).await
     }
 
     /// The hash of everything up to `revision`; 0 is the current one.

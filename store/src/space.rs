@@ -14,6 +14,7 @@
 //! quota 2 GiB:      raised at 2 GiB in use             taken back below 1.875 GiB
 //! reserve 128 MiB:  raised below 128 MiB free          taken back above 160 MiB
 //!                   (each and as much as is in use: a snapshot has to find room)
+//!                   with less than that and once more what is in use, the log is kept short
 //!                   below 32 MiB free the member ends: the log could fail at any time
 //! ```
 //! What was deleted is out of use at once, but out of the state's files only later, and they even grow
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use store_proto::etcdserverpb::AlarmType;
 use store_proto::peer::alarm::Cause;
 use store_proto::peer::command::Op;
@@ -145,6 +147,28 @@ fn is_low(limits: &SpaceLimits, seen: Observed, raised: Option<Cause>) -> bool {
     seen.free_bytes.is_some_and(|free| free < needed)
 }
 
+/// How much room there is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// As far as is known.
+    Ample,
+    /// Enough, but not for a log that grows with the state.
+    Tight,
+    /// The alarm is to be raised, or stays.
+    Low,
+}
+
+fn room(limits: &SpaceLimits, seen: Observed, raised: Option<Cause>) -> Room {
+    let ample = limits.reserve_bytes.saturating_add(seen.in_use_bytes.saturating_mul(2));
+    if is_low(limits, seen, raised) {
+        Room::Low
+    } else if seen.free_bytes.is_some_and(|free| free < ample) {
+        Room::Tight
+    } else {
+        Room::Ample
+    }
+}
+
 /// What has to be told to the cluster, if anything.
 fn change(raised: Option<Cause>, wanted: Option<Cause>) -> Option<(Cause, bool)> {
     match (raised, wanted) {
@@ -163,19 +187,19 @@ pub(crate) struct Space {
     limits: SpaceLimits,
     data_dir: PathBuf,
     refused: AtomicBool,
-    is_disk_low: AtomicBool,
+    room: Mutex<Room>,
     look: Notify,
 }
 
 impl Space {
     pub(crate) fn new(limits: SpaceLimits, data_dir: PathBuf) -> Self {
-        let (refused, is_disk_low) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { limits, data_dir, refused, is_disk_low, look: Notify::new() }
+        let (refused, room) = (AtomicBool::new(false), Mutex::new(Room::Ample));
+        Self { limits, data_dir, refused, room, look: Notify::new() }
     }
 
-    /// Whether this member's disk is nearly full, as far as it has looked.
-    pub(crate) fn is_disk_low(&self) -> bool {
-        self.is_disk_low.load(Ordering::Relaxed)
+    /// How much room this member's disk has, as far as it has looked.
+    pub(crate) fn room(&self) -> Room {
+        *self.room.lock()
     }
 
     /// Refuses to write `bytes` more to the disk where that would use up the reserve. Blocks.
@@ -290,9 +314,9 @@ pub(crate) async fn watch_over(member: Arc<Member>) -> DiskFull {
             refused: member.space.refused.swap(false, Ordering::Relaxed),
         };
         let raised = member.own_alarm();
-        let is_disk_low = is_low(limits, seen, raised);
-        member.space.is_disk_low.store(is_disk_low, Ordering::Relaxed);
-        if is_disk_low {
+        let room = room(limits, seen, raised);
+        *member.space.room.lock() = room;
+        if room == Room::Low {
             relief.rewrite(&member, seen);
         }
         let Some((cause, raise)) = change(raised, wanted(limits, seen, raised)) else { continue };
@@ -410,6 +434,21 @@ mod tests {
         for (state_bytes, free_bytes, raised, expected) in cases {
             let seen = Observed { in_use_bytes: 0, free_bytes, state_bytes, refused: false };
             assert_eq!(wanted(&LIMITS, seen, raised), expected, "{seen:?} {raised:?}");
+        }
+    }
+
+    #[test]
+    fn there_is_ample_room_for_the_reserve_and_twice_what_is_in_use() {
+        let cases = [
+            (100, Some(600), Room::Ample),
+            (100, Some(599), Room::Tight),
+            (100, Some(500), Room::Tight),
+            (100, Some(499), Room::Low),
+            (100, None, Room::Ample),
+        ];
+        for (in_use_bytes, free_bytes, expected) in cases {
+            let seen = Observed { in_use_bytes, free_bytes, state_bytes: 0, refused: false };
+            assert_eq!(room(&LIMITS, seen, None), expected, "{seen:?}");
         }
     }
 

@@ -28,7 +28,7 @@ use crate::member::{Member, Raft};
 use crate::members::join::{self, JoinError};
 use crate::members::{keeper, removal};
 use crate::metrics::{self, Metrics};
-use crate::proposals::Proposals;
+use crate::proposals::{ProposalLimits, Proposals};
 use crate::raft::log_store::LogStore;
 use crate::raft::network::Network;
 use crate::raft::peer_service::ANOTHER_CLUSTER;
@@ -463,7 +463,8 @@ async fn assemble(
     let (applied_sender, applied_index) =
         watch::channel(applied.as_ref().map_or(0, |log_id| log_id.index()));
     let hub = WatchHub::new(mvcc.current_revision(), settings.watch_limits.clone());
-    let proposals = Arc::new(Proposals::new(rand::random(), config.max_proposals));
+    let limits = ProposalLimits { count: config.max_proposals, bytes: config.max_proposals_bytes };
+    let proposals = Arc::new(Proposals::new(rand::random(), limits));
     let leases = Arc::default();
     let applier = Applier {
         storage,

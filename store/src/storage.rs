@@ -30,7 +30,8 @@ use crate::wal::{DiskDir, WalError, WalOptions};
 pub(crate) const SNAPSHOT_DIR: &str = "snapshots";
 const LOG_DIR: &str = "wal";
 const STATE_DIR: &str = "state";
-/// The log is purged behind the newest one, so with an older one nothing could be rebuilt.
+/// The log is purged behind the newest one but for a few entries, so an older one would hardly ever
+/// be of use: a member that loses both its state and the snapshot has to be replaced.
 const SNAPSHOTS_KEPT: usize = 1;
 
 /// Why a member's data cannot be opened.

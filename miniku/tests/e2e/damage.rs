@@ -2,13 +2,14 @@
 //! a damaged log is refused by name.
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use store_proto::mvccpb::KeyValue;
 
 use crate::support::scratch::Scratch;
-use crate::support::store::{Kind, Store};
+use crate::support::store::{Kind, Member, Store};
 use crate::support::wait::{holds, wait_for};
 
 /// So little that some snapshots are taken, and log is purged behind them.
@@ -134,24 +135,39 @@ fn newest_segment(store: &Store) -> (PathBuf, u64) {
     (path, used as u64)
 }
 
+/// The last entry in a snapshot, as its name says: `<term>-<index>.snap`, in hexadecimal.
+fn entry_of(snapshot: &Path) -> u64 {
+    let name = snapshot.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+    let index = name.split_once('-').map_or("", |(_, index)| index);
+    u64::from_str_radix(index, 16).unwrap_or(0)
+}
+
 /// One of three: it takes part again, and has what was written meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_without_its_state_catches_up_with_the_others() {
     let scratch = Scratch::new();
     let mut store = Store::start_with(&scratch, Kind::Miniku, 3, &[SNAPSHOT_LOG]).await;
-    let fill = async |store: &Store, from: usize| {
-        for number in from..from + 150 {
+    let fill = async |store: &Store, numbers: Range<usize>| {
+        for number in numbers {
             let value = format!("{number} {}", "x".repeat(1000));
             let member = &store.members[1 + number % 2];
             member.put(&format!("/key/{number}"), &value).await.expect("two of three run");
         }
     };
-    fill(&store, 0).await;
+    fill(&store, 0..150).await;
     store.members[0].process.kill();
     fs::remove_dir_all(store.members[0].data_dir.join("state")).expect("it was there");
-    // So much that the others' logs may no longer reach back to where it was.
-    fill(&store, 150).await;
+    // So much that the others' logs do not reach back to where it was.
+    fill(&store, 150..1200).await;
+    wait_for("a snapshot is taken of much more than it had", async || {
+        let far = |member: &Member| {
+            let snapshots = files(&member.data_dir.join("snapshots"));
+            snapshots.iter().any(|path| entry_of(path) > 150 + 256 + 100)
+        };
+        holds(store.members[1..].iter().all(far), "there is none")
+    })
+    .await;
     store.members[0].process.start_again();
     store.serves(0).await;
-    assert_eq!(store.agree().await.len(), 300);
+    assert_eq!(store.agree().await.len(), 1200);
 }

@@ -27,6 +27,7 @@ mod members;
 mod metrics;
 mod node_lost;
 mod on_etcd;
+mod read_only_txns;
 mod scripts;
 mod several_copies;
 mod space;

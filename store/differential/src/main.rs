@@ -96,6 +96,8 @@ struct Options {
 
 const DIFFERENT: u8 = 1;
 const BROKEN: u8 = 2;
+/// How often a long run tells how far it is.
+const PROGRESS_SEQUENCES: usize = 10;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -165,6 +167,9 @@ async fn compare(options: Options) -> ExitCode {
         }
         let Some(ended) = running.join_next().await else { break };
         done += 1;
+        if done % PROGRESS_SEQUENCES == 0 && done < total {
+            eprintln!("{done} of {total} sequences, {:.0} s", began.elapsed().as_secs_f64());
+        }
         match ended {
             Ok(code) => worst = worst.max(code),
             Err(error) => {

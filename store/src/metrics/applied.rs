@@ -1,4 +1,4 @@
-//! What the applied writes count as: each operation that was carried out, those of transactions
+//! What writes and transactions count as: each operation that was carried out, those of transactions
 //! included, as etcd counts them.
 
 use std::time::Duration;
@@ -63,6 +63,17 @@ impl Metrics {
             (_, Ok(Outcome::LeaseRevoke(_))) => self.leases_revoked.inc(),
             _ => {}
         }
+        self.carried_out(operations);
+    }
+
+    /// Counts a transaction that was carried out.
+    pub(crate) fn carried_out_txn(&self, request: &TxnRequest, response: &TxnResponse) {
+        let mut operations = Operations::default();
+        operations.txn(request, response);
+        self.carried_out(operations);
+    }
+
+    fn carried_out(&self, operations: Operations) {
         let Operations { ranges, puts, put_bytes, deletes } = operations;
         if ranges + puts + deletes > 1 {
             self.transactions.inc();

@@ -14,12 +14,13 @@
 
 use std::collections::BTreeMap;
 
-use store_proto::etcdserverpb::{AlarmType, TxnRequest, request_op::Request};
+use store_proto::etcdserverpb::AlarmType;
 use store_proto::peer::alarm::Cause;
 use store_proto::peer::command::Op;
 use store_proto::peer::{Alarm, AlarmChange};
 
 use super::quota;
+use super::txn::is_read_only;
 use crate::error::RequestError;
 use crate::raft::types::StoredMembership;
 
@@ -48,7 +49,7 @@ impl Restrictions {
             | Op::Compaction(_)
             | Op::LeaseGrant(_)
             | Op::LeaseRevoke(_) => true,
-            Op::Txn(txn) => !reads_only(txn),
+            Op::Txn(txn) => !is_read_only(txn),
             _ => false,
         };
         if self.writes && is_write {
@@ -56,14 +57,6 @@ impl Restrictions {
         }
         (self.growth && quota::cost_bytes(op) > 0).then_some(RequestError::NoSpace)
     }
-}
-
-/// As etcd has it: a transaction with one in it is not looked into.
-fn reads_only(txn: &TxnRequest) -> bool {
-    txn.success
-        .iter()
-        .chain(&txn.failure)
-        .all(|operation| matches!(operation.request, Some(Request::RequestRange(_))))
 }
 
 impl AlarmTable {
@@ -137,7 +130,7 @@ mod tests {
     use openraft::Membership;
     use store_proto::etcdserverpb::{
         CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
-        RangeRequest, RequestOp,
+        RangeRequest, RequestOp, TxnRequest, request_op::Request,
     };
 
     use super::*;

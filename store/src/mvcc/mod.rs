@@ -73,6 +73,7 @@ pub(crate) use self::revision::{
     put_event,
 };
 pub(crate) use self::state_dir::{Opened, StateDir};
+pub(crate) use self::txn::{is_read_only, is_serializable};
 
 use self::alarm::AlarmTable;
 use self::index::Index;

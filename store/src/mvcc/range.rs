@@ -50,7 +50,68 @@ struct Point {
 }
 
 /// A compaction or a restore took away what was being read.
-struct Overtaken;
+pub(super) struct Overtaken;
+
+/// Why one of several reads at one revision came to nothing.
+pub(super) enum ReadFailure {
+    /// All of them have to be done again, at a later revision.
+    Overtaken,
+    Engine(EngineError),
+}
+
+impl From<Overtaken> for ReadFailure {
+    fn from(Overtaken: Overtaken) -> Self {
+        Self::Overtaken
+    }
+}
+
+impl From<EngineError> for ReadFailure {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+/// Reads that belong together: all of them see the state after the same revision.
+pub(super) struct ReadTxn<'a> {
+    shared: &'a Shared,
+    reader: Reader<'static>,
+    /// The revision that was the current one when it began.
+    revision: i64,
+    epoch: u64,
+}
+
+impl<'a> ReadTxn<'a> {
+    /// `is_guarded`: no compaction removes anything meanwhile, so only a restore can overtake it.
+    pub(super) fn begin(shared: &'a Shared, is_guarded: bool) -> Self {
+        let state = shared.state.read();
+        let reader = Reader { unpublished: None, is_guarded };
+        Self { shared, reader, revision: state.revision, epoch: state.epoch }
+    }
+
+    pub(super) fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The compacted revision, which goes on rising.
+    pub(super) fn compacted(&self) -> i64 {
+        self.shared.state.read().compacted
+    }
+
+    /// etcd's Range; its revision was checked.
+    pub(super) fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ReadFailure> {
+        let at = if request.revision <= 0 { self.revision } else { request.revision };
+        Ok(self.shared.range_at(request, self.reader, self.at(at))??)
+    }
+
+    /// What the keys of `range` hold.
+    pub(super) fn get_all(&self, range: &KeyRange) -> Result<Vec<KeyValue>, ReadFailure> {
+        Ok(self.shared.get_all_at(range, self.reader, self.at(self.revision))??)
+    }
+
+    fn at(&self, at: i64) -> Point {
+        Point { at, current: self.revision, epoch: self.epoch }
+    }
+}
 
 impl Mvcc {
     /// etcd's Range. Blocks when values have to come from the disk, and for as long as it takes to
@@ -142,13 +203,25 @@ impl Shared {
         unpublished: Unpublished<'_>,
     ) -> Result<Vec<KeyValue>, EngineError> {
         let current = unpublished.revision;
-        let (found, epoch): (Vec<Version>, u64) = {
-            let state = self.state.read();
-            (state.index.range(range, current).map(|(_, version)| *version).collect(), state.epoch)
-        };
+        let point = Point { at: current, current, epoch: self.state.read().epoch };
         let reader = Reader { unpublished: Some(unpublished), is_guarded: true };
-        self.fetch(&found, reader, Point { at: current, current, epoch })?
-            .map_err(|Overtaken| replaced_under_the_writer())
+        self.get_all_at(range, reader, point)?.map_err(|Overtaken| replaced_under_the_writer())
+    }
+
+    fn get_all_at(
+        &self,
+        range: &KeyRange,
+        reader: Reader<'_>,
+        point: Point,
+    ) -> Result<Result<Vec<KeyValue>, Overtaken>, EngineError> {
+        let found: Vec<Version> = {
+            let state = self.state.read();
+            if let Err(overtaken) = state.still_holds(point, reader.is_guarded) {
+                return Ok(Err(overtaken));
+            }
+            state.index.range(range, point.at).map(|(_, version)| *version).collect()
+        };
+        self.fetch(&found, reader, point)
     }
 
     fn range(

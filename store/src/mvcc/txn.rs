@@ -3,6 +3,8 @@
 //! As in etcd it goes in three steps: all compares, nested ones included, choose the branches from
 //! the state before the transaction; then everything that the chosen branches could be refused for
 //! is checked; only then is anything written.
+//!
+//! A transaction that could write nothing is a read: it is in no log, and whoever is asked answers it.
 
 use std::cmp::Ordering;
 
@@ -19,8 +21,9 @@ use super::apply::header;
 use super::key_range::KeyRange;
 use super::lease::NO_LEASE;
 use super::pending::PendingEntry;
+use super::range::{ReadFailure, ReadTxn};
 use super::write::WriteTxn;
-use super::{Failure, Shared};
+use super::{Failure, Mvcc, Shared};
 use crate::engine::EngineError;
 use crate::error::RequestError;
 
@@ -71,16 +74,128 @@ impl Shared {
             return Ok(());
         };
         let state = self.state.read();
-        match *revision {
-            0 => Ok(()),
-            revision if revision > state.revision => Err(RequestError::FutureRevision.into()),
-            revision if revision < state.compacted => Err(RequestError::Compacted.into()),
-            _ => Ok(()),
+        Ok(check_revision(*revision, state.revision, state.compacted)?)
+    }
+
+    /// `None` when it was overtaken and has to begin again.
+    fn read_txn(
+        &self,
+        request: &TxnRequest,
+        is_guarded: bool,
+    ) -> Result<Option<TxnResponse>, Failure> {
+        let txn = ReadTxn::begin(self, is_guarded);
+        let read = || -> Result<_, ReadFailure> {
+            let chosen = choose(&txn, request)?;
+            let ranges: Vec<&RangeRequest> =
+                chosen.operations.iter().filter_map(Operation::as_range).collect();
+            for range in &ranges {
+                let checked = check_revision(range.revision, txn.revision(), txn.compacted());
+                if let Err(refused) = checked {
+                    return Ok(Err(refused));
+                }
+            }
+            let responses = ranges.into_iter().map(|range| {
+                Ok(ResponseOp { response: Some(Response::ResponseRange(txn.range(range)?)) })
+            });
+            let responses = responses.collect::<Result<_, ReadFailure>>()?;
+            let header = header(txn.revision());
+            Ok(Ok(TxnResponse { header, succeeded: chosen.succeeded, responses }))
+        };
+        match read() {
+            Ok(Ok(response)) => Ok(Some(response)),
+            Ok(Err(refused)) => Err(refused.into()),
+            Err(ReadFailure::Overtaken) => Ok(None),
+            Err(ReadFailure::Engine(error)) => Err(error.into()),
         }
     }
 }
 
-fn choose<'a>(txn: &WriteTxn<'_>, request: &'a TxnRequest) -> Result<Chosen<'a>, EngineError> {
+impl Mvcc {
+    /// A transaction that [`is_read_only`]. Blocks when values have to come from the disk, and for as
+    /// long as it takes to walk its ranges.
+    ///
+    /// # Errors
+    ///
+    /// The revision of a range is compacted or in the future.
+    pub(crate) fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, Failure> {
+        if let Some(response) = self.shared.read_txn(request, false)? {
+            return Ok(response);
+        }
+        // Compactions that come faster than it reads must not keep it from ever ending.
+        let _pause = self.pause_compaction();
+        loop {
+            if let Some(response) = self.shared.read_txn(request, true)? {
+                return Ok(response);
+            }
+        }
+    }
+}
+
+/// Whether a transaction holds nothing but ranges; etcd counts a nested one, whatever is in it, as a
+/// write.
+pub(crate) fn is_read_only(request: &TxnRequest) -> bool {
+    operations_of(request).all(|operation| matches!(operation, Some(Request::RequestRange(_))))
+}
+
+/// Whether a transaction holds nothing but ranges that may be answered from what one member has.
+pub(crate) fn is_serializable(request: &TxnRequest) -> bool {
+    operations_of(request).all(
+        |operation| matches!(operation, Some(Request::RequestRange(range)) if range.serializable),
+    )
+}
+
+fn operations_of(request: &TxnRequest) -> impl Iterator<Item = Option<&Request>> {
+    request.success.iter().chain(&request.failure).map(|operation| operation.request.as_ref())
+}
+
+/// Whether a range in a transaction finds anything at `revision`. Outside of one etcd takes a negative
+/// revision as the current one.
+fn check_revision(revision: i64, current: i64, compacted: i64) -> Result<(), RequestError> {
+    match revision {
+        0 => Ok(()),
+        _ if revision > current => Err(RequestError::FutureRevision),
+        _ if revision < compacted => Err(RequestError::Compacted),
+        _ => Ok(()),
+    }
+}
+
+/// What compares look at.
+trait Compared {
+    type Error;
+
+    /// What the keys of `range` hold.
+    fn get_all(&self, range: &KeyRange) -> Result<Vec<KeyValue>, Self::Error>;
+
+    /// The same, but the values may be left out.
+    fn get_all_without_values(&self, range: &KeyRange) -> Result<Vec<KeyValue>, Self::Error>;
+}
+
+impl Compared for WriteTxn<'_> {
+    type Error = EngineError;
+
+    fn get_all(&self, range: &KeyRange) -> Result<Vec<KeyValue>, EngineError> {
+        self.get_all(range)
+    }
+
+    fn get_all_without_values(&self, range: &KeyRange) -> Result<Vec<KeyValue>, EngineError> {
+        Ok(self.get_all_without_values(range))
+    }
+}
+
+impl Compared for ReadTxn<'_> {
+    type Error = ReadFailure;
+
+    fn get_all(&self, range: &KeyRange) -> Result<Vec<KeyValue>, ReadFailure> {
+        self.get_all(range)
+    }
+
+    fn get_all_without_values(&self, range: &KeyRange) -> Result<Vec<KeyValue>, ReadFailure> {
+        // The present leases may be newer than what is read; those in the records are not.
+        self.get_all(range)
+    }
+}
+
+fn choose<'a, T: Compared>(txn: &T, request: &'a TxnRequest) -> Result<Chosen<'a>, T::Error> {
     let mut succeeded = true;
     for compare in &request.compare {
         if !holds(txn, compare)? {
@@ -99,6 +214,15 @@ fn choose<'a>(txn: &WriteTxn<'_>, request: &'a TxnRequest) -> Result<Chosen<'a>,
         })
         .collect::<Result<_, _>>()?;
     Ok(Chosen { succeeded, operations })
+}
+
+impl<'a> Operation<'a> {
+    fn as_range(&self) -> Option<&'a RangeRequest> {
+        match self {
+            Self::Plain(Request::RequestRange(range)) => Some(range),
+            _ => None,
+        }
+    }
 }
 
 impl Chosen<'_> {
@@ -137,10 +261,10 @@ fn run(txn: &mut WriteTxn<'_>, chosen: &Chosen<'_>) -> Result<TxnResponse, Engin
 
 /// Whether a compare holds for every key of its range. A range without keys compares as one key with
 /// nothing but zeros, except for values: there is no way to ask for a value that is not there.
-fn holds(txn: &WriteTxn<'_>, compare: &Compare) -> Result<bool, EngineError> {
+fn holds<T: Compared>(txn: &T, compare: &Compare) -> Result<bool, T::Error> {
     let range = KeyRange::new(&compare.key, &compare.range_end);
     let is_value = compare.target == i32::from(CompareTarget::Value);
-    let kvs = if is_value { txn.get_all(&range)? } else { txn.get_all_without_values(&range) };
+    let kvs = if is_value { txn.get_all(&range)? } else { txn.get_all_without_values(&range)? };
     if kvs.is_empty() {
         return Ok(!is_value && holds_for(compare, &KeyValue::default()));
     }
@@ -180,5 +304,44 @@ fn holds_for(compare: &Compare, kv: &KeyValue) -> bool {
         Ok(CompareResult::Greater) => ordering.is_gt(),
         Ok(CompareResult::Less) => ordering.is_lt(),
         Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use store_proto::etcdserverpb::DeleteRangeRequest;
+
+    use super::*;
+
+    fn ops(requests: &[Request]) -> Vec<RequestOp> {
+        requests.iter().map(|request| RequestOp { request: Some(request.clone()) }).collect()
+    }
+
+    #[test]
+    fn only_ranges_on_both_branches_make_a_read() {
+        let range = |serializable| {
+            Request::RequestRange(RangeRequest { serializable, ..RangeRequest::default() })
+        };
+        let put = Request::RequestPut(PutRequest::default());
+        let delete = Request::RequestDeleteRange(DeleteRangeRequest::default());
+        let nested = Request::RequestTxn(TxnRequest::default());
+        let cases: [(&[Request], &[Request], bool, bool); 7] = [
+            (&[], &[], true, true),
+            (&[range(true)], &[range(true), range(true)], true, true),
+            (&[range(true)], &[range(false)], true, false),
+            (&[range(true)], &[put], false, false),
+            (&[delete], &[], false, false),
+            (&[nested.clone()], &[], false, false),
+            (&[range(true), nested], &[range(true)], false, false),
+        ];
+        for (success, failure, reads_only, serializable) in cases {
+            let txn = TxnRequest {
+                success: ops(success),
+                failure: ops(failure),
+                ..TxnRequest::default()
+            };
+            let found = (is_read_only(&txn), is_serializable(&txn));
+            assert_eq!(found, (reads_only, serializable), "{txn:?}");
+        }
     }
 }

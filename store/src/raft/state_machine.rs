@@ -169,7 +169,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let applier = Arc::clone(&self.applier);
         blocking(move || {
             let Storage { state_dir, mvcc, .. } = &applier.storage;
-            state_dir.restore(mvcc, snapshot.path()).map_err(io::Error::other)
+            state_dir.restore(mvcc, snapshot.path()).map_err(io::Error::other)?;
+            applier.storage.drop_old_snapshots().map_err(io::Error::other)
         })
         .await?;
         if let Some(last) = &meta.last_log_id {
@@ -186,13 +187,22 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotFile>>> {
         let snapshots = self.applier.storage.snapshots.clone();
         blocking(move || {
-            let files = snapshots.list().map_err(io::Error::other)?;
-            // One that is damaged does not hide an older one that is whole.
-            let readable = files.into_iter().find_map(|file| {
-                let reader = SnapshotReader::open(&file.path).ok()?;
-                Some(for_openraft(reader.meta().clone(), file.path))
-            });
-            Ok(readable)
+            let mut looked_at = Vec::new();
+            loop {
+                let files = snapshots.list().map_err(io::Error::other)?;
+                // One that could not be opened may just have been replaced by a newer one.
+                if files == looked_at {
+                    return Ok(None);
+                }
+                let readable = files.iter().find_map(|file| {
+                    let reader = SnapshotReader::open(&file.path).ok()?;
+                    Some(for_openraft(reader.meta().clone(), file.path.clone()))
+                });
+                if readable.is_some() {
+                    return Ok(readable);
+                }
+                looked_at = files;
+            }
         })
         .await
     }

@@ -3,7 +3,7 @@
 //! The HTTP/2 library flushes after every frame of more than a few bytes, so a response takes two or
 //! three system calls, and those of all watchers on a connection as many each. Here a flush is put
 //! off until the connection's task has been scheduled once more: behind the tasks that are ready to
-//! run, whose responses then leave together.
+//! run, so that what they answer leaves together with it.
 //!
 //! ```text
 //! write a, flush | write b, flush | (scheduled again) flush   ->  one write of a and b

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use crate::error::RequestError;
 use crate::member::Member;
-use crate::mvcc::{Outcome, check_delete_range, check_put, check_range, check_txn};
+use crate::mvcc::{Outcome, check_delete_range, check_put, check_range, check_txn, is_read_only};
 
 /// For a client that waits until compacted records are gone; most set a shorter time themselves.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(600);
@@ -91,6 +91,12 @@ impl Kv for KvServer {
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let request = request.into_inner();
         check_txn(&request, self.0.max_txn_ops)?;
+        if is_read_only(&request) {
+            let mut response = self.0.read_txn(&request).await?;
+            self.0.metrics.carried_out_txn(&request, &response);
+            self.complete(&mut response.header);
+            return Ok(Response::new(response));
+        }
         let bytes = request.encoded_len();
         match self.write(Op::Txn(request), bytes).await? {
             Outcome::Txn(mut response) => {

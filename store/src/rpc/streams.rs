@@ -1,8 +1,8 @@
 //! The requests of one connection, carried out by the connection's own task.
 //!
 //! The HTTP/2 library asks for a task for each request (it calls one a stream). On its own each would
-//! be made, queued for some thread and woken for its answer, which costs a small write as much as
-//! carrying it out. Here they are polled where their connection is: however many are woken at once,
+//! be made, queued for some thread and woken for its answer, which costs as much as a good part of a
+//! small request. Here they are polled where their connection is: however many are woken at once,
 //! as all that waited for one batch of writes are, it is one task that runs, and what they answer
 //! leaves together.
 //!
@@ -10,8 +10,9 @@
 //! woken: poll the requests that were woken | poll the connection | poll the requests that came by it
 //! ```
 //! What lasts, such as a watch or a long answer, is given a task after [`SHORT_POLLS`], so that one
-//! connection may keep several threads busy. What takes long in one piece does not belong into a
-//! request's poll: reading from the disk is done off the runtime's threads ([`crate::reads`]).
+//! connection may keep several threads busy. What takes long in one piece does not belong in a
+//! request's poll: reading from the disk is done off the runtime's threads ([`crate::reads`]). An
+//! answer of many megabytes is still encoded there, and holds up its own connection for so long.
 
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
@@ -24,6 +25,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use hyper::rt::Executor;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
+use tokio::task::coop::has_budget_remaining;
 
 /// A call with one answer is polled as it comes, when its turn in a batch has come, and perhaps when
 /// a part of it was late.
@@ -51,7 +53,7 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Arrivals {
 
 /// Ends when the request does; or before, with what is left of one that lasts.
 struct Request {
-    /// Until it has ended.
+    /// Until it is handed on.
     work: Option<Work>,
     polls: u8,
 }
@@ -60,6 +62,12 @@ impl Future for Request {
     type Output = Option<Work>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Work>> {
+        // One task has a budget for all of its requests. Without any left a poll would be in vain, and
+        // a wake-up now lets the connection have its turn first.
+        if !has_budget_remaining() {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         if self.polls == SHORT_POLLS {
             return Poll::Ready(self.work.take());
         }
@@ -105,6 +113,13 @@ impl Streams {
                 self.lasting.spawn(lasting);
             }
         }
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        // A request holds a handle of these arrivals: those that nobody took would keep each other.
+        drop(std::mem::take(&mut *self.arrivals.0.lock()));
     }
 }
 
@@ -161,5 +176,55 @@ mod tests {
         streams.drive(connection).await;
         drop(streams);
         assert!(is_dropped.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_came_as_the_connection_ended_is_dropped() {
+        let mut streams = Streams::default();
+        let (never, is_dropped) = oneshot::channel::<()>();
+        let arrivals = streams.arrivals();
+        let connection = async {
+            let same = arrivals.clone();
+            arrivals.execute(async move {
+                let _kept = (never, same);
+            });
+        };
+        tokio::pin!(connection);
+        streams.drive(connection).await;
+        drop(streams);
+        assert!(is_dropped.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn more_requests_than_a_task_has_budget_for_are_not_taken_for_lasting_ones() {
+        const REQUESTS: u16 = 4096;
+        let mut streams = Streams::default();
+        let (wake, woken) = tokio::sync::watch::channel(());
+        let answers = Arc::new(Mutex::new(0));
+        let requests: Vec<Work> = (0..REQUESTS)
+            .map(|_| {
+                let (mut woken, answers) = (woken.clone(), Arc::clone(&answers));
+                Box::pin(async move {
+                    woken.changed().await.unwrap();
+                    *answers.lock() += 1;
+                }) as Work
+            })
+            .collect();
+        let (end, ends) = oneshot::channel();
+        let connection = connection(streams.arrivals(), requests, ends);
+        tokio::pin!(connection);
+        let client = async {
+            tokio::task::yield_now().await;
+            wake.send(()).unwrap();
+            while *answers.lock() < REQUESTS {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = streams.drive(connection.as_mut()) => panic!("the connection goes on"),
+            () = client => {}
+        }
+        assert!(streams.lasting.is_empty());
+        drop(end);
     }
 }

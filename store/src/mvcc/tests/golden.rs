@@ -71,7 +71,12 @@ impl Store for Ours {
             _ => Ok(()),
         }
         .map_err(|refused| refused.to_string())?;
-        let outcome = apply_one(&self.mvcc, op).map_err(|refused| refused.to_string());
+        let outcome = match &op {
+            Op::Txn(txn) if is_read_only(txn) => {
+                self.mvcc.read_txn(txn).map(Outcome::Txn).map_err(|refused| refused.to_string())
+            }
+            _ => apply_one(&self.mvcc, op).map_err(|refused| refused.to_string()),
+        };
         self.mvcc.flush().unwrap();
         compact_all(&self.mvcc);
         outcome

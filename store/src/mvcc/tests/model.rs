@@ -377,6 +377,13 @@ fn run(mut engine: TestEngine, steps: &[Step]) {
                         check_responses(&model, &before, op, outcome);
                     }
                 }
+                // What only reads changes nothing, so the last one can be asked again.
+                if let (Some(Op::Txn(txn)), Some(Ok(Outcome::Txn(applied)))) =
+                    (ops.last(), applied.results.last())
+                    && is_read_only(txn)
+                {
+                    assert_eq!(&mvcc.read_txn(txn).unwrap(), applied);
+                }
                 let made: Vec<i64> = applied.revisions.iter().map(|made| made.revision).collect();
                 assert_eq!(made, (from + 1..=model.revision()).collect::<Vec<_>>());
             }
