@@ -6,6 +6,9 @@
 //! * Each pair costs it some ten microseconds and its page a good part of a write, however small it
 //!   is: what comes in crowds is packed into [`blocks`].
 //! * `flush` only hands the bytes to the kernel, so [`SledEngine::flush`] syncs the file itself.
+//! * Its cache looks for what is too much only after 64 accesses to each 256th page, and each page may
+//!   be a hundred kilobytes: reading 1 GiB once left 1 GiB in memory. So what is read or written is
+//!   accessed again, as often as it is long ([`SledEngine::age_cache`]).
 //! * Garbage is collected by the background flusher only, so `flush_every_ms` stays on.
 //! * Opening damaged files may panic, and a snapshot file that was being written when the process
 //!   died makes it fail: the panic is caught, the leftover removed.
@@ -15,12 +18,13 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use sled::IVec;
 
-use super::blocks::{self, Change};
+use super::blocks::{self, Block, Change};
 use super::{Engine, EngineError, Visit, WriteBatch};
 
 /// With segments of 8 MiB a million inserts took 1.8 GB of memory, with these 0.3 GB.
@@ -38,6 +42,14 @@ const _: () = assert!(LEAF_ITEMS * (MAX_VALUE_BYTES + 256) < SEGMENT_BYTES / 4);
 /// Recent values are kept by the layer above, so pages need little of it.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
+/// One more access to a page for so much that was read from or written to it. It takes sled a fraction
+/// of a microsecond, and 64 of them for a full page of some sixty kilobytes make the cache look.
+const BYTES_PER_ACCESS: usize = 1024;
+
+/// After so many bytes of blocks, of which sled makes three times as many, its file is synced. Left to
+/// a checkpoint two seconds later, a hundred megabytes at once held up the syncs of the log.
+const SYNC_BYTES: usize = 4 * 1024 * 1024;
+
 /// How often sled writes out its buffers and collects garbage, in milliseconds.
 const FLUSH_EVERY_MS: u64 = 500;
 
@@ -50,6 +62,24 @@ pub(crate) struct SledEngine {
     /// Counts the batches that may have moved pairs to another block. Held while one does, so that a
     /// scan does not step over them.
     moves: RwLock<u64>,
+    /// What was written in blocks since the file was synced.
+    unsynced_bytes: AtomicUsize,
+}
+
+/// What a batch does to blocks.
+#[derive(Default)]
+struct BlockChanges {
+    /// Whether pairs may move from one block to another.
+    moves: bool,
+    /// The blocks that are written: where each starts, and its length.
+    written: Vec<(Vec<u8>, usize)>,
+}
+
+impl BlockChanges {
+    fn write(&mut self, batch: &mut sled::Batch, (start, block): Block) {
+        self.written.push((start.clone(), block.len()));
+        batch.insert(start, block);
+    }
 }
 
 /// A block that changes.
@@ -85,6 +115,7 @@ impl SledEngine {
             db,
             last_key: Mutex::new(last_key),
             moves: RwLock::new(0),
+            unsynced_bytes: AtomicUsize::new(0),
         })
     }
 
@@ -94,21 +125,37 @@ impl SledEngine {
         self.db.range(blocks::FIRST_KEY..).count()
     }
 
+    /// Has on the disk what sled has handed to the kernel.
+    fn sync_file(&self) -> Result<(), EngineError> {
+        self.unsynced_bytes.store(0, Ordering::Relaxed);
+        // An fdatasync by any descriptor covers what sled wrote through its own.
+        let file = self.path.join("db");
+        File::open(&file).and_then(|file| file.sync_data()).map_err(EngineError::io("sync", &file))
+    }
+
+    /// Accesses the page of the block at `start` as often as `bytes` ask for.
+    fn age_cache(&self, start: &[u8], bytes: usize) -> Result<(), EngineError> {
+        for _ in 0..bytes / BYTES_PER_ACCESS {
+            self.db.get(start)?;
+        }
+        Ok(())
+    }
+
     /// The block in which `key` stands if it is there, and the key that it is kept under.
     fn block_at(&self, key: &[u8]) -> Result<Option<(IVec, IVec)>, EngineError> {
         Ok(self.db.range(blocks::FIRST_KEY..=key).next_back().transpose()?)
     }
 
-    /// Adds what `changes`, in the order of their keys, do to blocks. Whether pairs may move from one
-    /// block to another.
+    /// Adds what `changes`, in the order of their keys, do to blocks.
     fn change_blocks(
         &self,
         batch: &mut sled::Batch,
         changes: &[Change],
         last_key: &mut Vec<u8>,
-    ) -> Result<bool, EngineError> {
+    ) -> Result<BlockChanges, EngineError> {
         let (within, beyond) =
             changes.split_at(changes.partition_point(|(key, _)| key <= last_key));
+        let mut done = BlockChanges { moves: !within.is_empty(), ..BlockChanges::default() };
         for run in self.touched(within)? {
             let mut pairs = Vec::new();
             for Touched { old, changes } in &run {
@@ -124,16 +171,14 @@ impl SledEngine {
                 batch.remove(start);
             }
             // Of two operations on one key the later one wins.
-            pieces.into_iter().for_each(|(key, block)| batch.insert(key, block));
+            pieces.into_iter().for_each(|block| done.write(batch, block));
         }
         let added = beyond.iter().filter_map(|(key, value)| Some((&**key, value.as_deref()?)));
-        for (key, block) in blocks::pack(added)? {
-            batch.insert(key, block);
-        }
+        blocks::pack(added)?.into_iter().for_each(|block| done.write(batch, block));
         if let Some((key, _)) = beyond.last() {
             last_key.clone_from(key);
         }
-        Ok(!within.is_empty())
+        Ok(done)
     }
 
     /// The blocks that `changes` fall into, in runs of neighbours.
@@ -177,7 +222,8 @@ impl SledEngine {
                 blocks.next()
             };
             let Some(block) = block else { return Ok(()) };
-            let (_, block) = block?;
+            let (start, block) = block?;
+            self.age_cache(&start, block.len())?;
             let mut last = None;
             for pair in blocks::pairs(&block) {
                 let (key, value) = pair?;
@@ -233,7 +279,9 @@ impl Engine for SledEngine {
         if !blocks::holds(key) {
             return Ok(self.db.get(key)?.map(|value| Bytes::copy_from_slice(&value)));
         }
-        let Some((_, block)) = self.block_at(key)? else { return Ok(None) };
+        let Some((start, block)) = self.block_at(key)? else { return Ok(None) };
+        // A whole page was read for the block.
+        self.age_cache(&start, block.len() * LEAF_ITEMS / 2)?;
         Ok(blocks::find(&block, key)?.map(Bytes::copy_from_slice))
     }
 
@@ -269,22 +317,27 @@ impl Engine for SledEngine {
             changes.dedup_by(|(later, _), (kept, _)| later == kept);
         }
         let mut last_key = self.last_key.lock();
-        let moves = self.change_blocks(&mut sled_batch, &changes, &mut last_key)?;
-        let mut moves = moves.then(|| self.moves.write());
+        let done = self.change_blocks(&mut sled_batch, &changes, &mut last_key)?;
+        let mut moves = done.moves.then(|| self.moves.write());
         self.db.apply_batch(sled_batch)?;
         if let Some(moves) = &mut moves {
             **moves += 1;
+        }
+        drop((moves, last_key));
+        let mut written_bytes = 0;
+        for (start, bytes) in &done.written {
+            self.age_cache(start, *bytes)?;
+            written_bytes += bytes;
+        }
+        if self.unsynced_bytes.fetch_add(written_bytes, Ordering::Relaxed) >= SYNC_BYTES {
+            self.sync_file()?;
         }
         Ok(())
     }
 
     fn flush(&self) -> Result<(), EngineError> {
         self.db.flush()?;
-        // An fdatasync by any descriptor covers what sled wrote through its own.
-        let file = self.path.join("db");
-        File::open(&file)
-            .and_then(|file| file.sync_data())
-            .map_err(EngineError::io("sync", &file))?;
+        self.sync_file()?;
         File::open(&self.path)
             .and_then(|dir| dir.sync_all())
             .map_err(EngineError::io("sync", &self.path))

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use parking_lot::RwLockWriteGuard;
 
 use super::garbage::Garbage;
 use super::pending::put_records;
@@ -17,11 +18,12 @@ use super::revision::NEVER_COMPACTED;
 use super::{EngineWork, Mvcc, Shared};
 use crate::engine::{EngineError, WriteBatch};
 
-/// How many keys are examined in one step, under the lock.
-const STEP_KEYS: usize = 2048;
+/// How many keys are examined in one step, under the lock. Each write takes the lock twice and waits
+/// for a step each time: with 2048 keys, a batch of writes waited for a tenth of a second.
+const STEP_KEYS: usize = 128;
 
 /// How many versions leave the index in one step, under the lock.
-const STEP_VERSIONS: usize = 4096;
+const STEP_VERSIONS: usize = 512;
 
 /// How many records leave the engine in one step. At worst each of them is in another block, which
 /// is some 1.5 MB to be written: that holds up the engine's readers for about ten milliseconds.
@@ -134,6 +136,8 @@ impl Shared {
             Some(key) => progress.current = Some((target, Some(key))),
             None => progress.done = target,
         }
+        // Whoever waits comes first: the next step would take the lock back before they wake up.
+        RwLockWriteGuard::unlock_fair(guard);
         true
     }
 
