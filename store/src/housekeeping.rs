@@ -24,6 +24,8 @@ const BATCHES_AT_ONCE: usize = 16;
 /// An engine that has not taken them by then hangs.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(60);
 const COMPACTION_INTERVAL: Duration = Duration::from_millis(100);
+/// After each step of one, which may take as long, so that writes find the state's lock free.
+const COMPACTION_PAUSE: Duration = Duration::from_micros(100);
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 /// On a disk that is nearly full, a snapshot is taken for so much log: a segment.
 const LOW_DISK_LOG_BYTES: u64 = 16 << 20;
@@ -105,7 +107,9 @@ pub(crate) async fn compact(mvcc: Mvcc) -> Error {
         interval.tick().await;
         let compacting = mvcc.clone();
         let steps = blocking(move || {
-            while compacting.compact_step().map_err(std::io::Error::other)? == CompactStep::More {}
+            while compacting.compact_step().map_err(std::io::Error::other)? == CompactStep::More {
+                std::thread::park_timeout(COMPACTION_PAUSE);
+            }
             Ok(())
         });
         if let Err(error) = steps.await {
