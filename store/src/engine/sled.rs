@@ -280,8 +280,7 @@ impl Engine for SledEngine {
             return Ok(self.db.get(key)?.map(|value| Bytes::copy_from_slice(&value)));
         }
         let Some((start, block)) = self.block_at(key)? else { return Ok(None) };
-        // A whole page was read for the block.
-        self.age_cache(&start, block.len() * LEAF_ITEMS / 2)?;
+        self.age_cache(&start, block.len())?;
         Ok(blocks::find(&block, key)?.map(Bytes::copy_from_slice))
     }
 

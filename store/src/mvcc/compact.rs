@@ -22,7 +22,7 @@ use crate::engine::{EngineError, WriteBatch};
 const STEP_KEYS: usize = 128;
 
 /// How many versions leave the index in one step, under the lock.
-const STEP_VERSIONS: usize = 512;
+const STEP_VERSIONS: usize = 4096;
 
 /// How many records leave the engine in one step. At worst each of them is in another block, which
 /// is some 1.5 MB to be written: that holds up the engine's readers for about ten milliseconds.

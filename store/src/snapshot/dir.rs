@@ -1,6 +1,7 @@
 //! The directory that holds the snapshots of a member.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -68,7 +69,11 @@ impl SnapshotDir {
     /// Removes all but the newest `count` snapshots. One that is being read stays readable.
     pub(crate) fn keep_newest(&self, count: usize) -> Result<(), SnapshotError> {
         for old in self.list()?.into_iter().skip(count) {
-            fs::remove_file(&old.path).map_err(SnapshotError::io("remove", &old.path))?;
+            match fs::remove_file(&old.path) {
+                // One may be made while another one is installed, and both see to this.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed.map_err(SnapshotError::io("remove", &old.path))?,
+            }
         }
         Ok(())
     }
