@@ -122,14 +122,14 @@ pub(crate) async fn compact(mvcc: Mvcc) -> Error {
 /// Never ends.
 pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64) {
     let mut interval = tokio::time::interval(SNAPSHOT_INTERVAL);
-    // The entry up to which the last snapshot goes.
-    let mut covered = 0;
+    // The first entry that the last snapshot does not cover.
+    let mut uncovered = 0;
     loop {
         interval.tick().await;
         let applied = *member.applied_index.borrow();
         let in_use_bytes = member.mvcc.in_use_bytes();
         let limit_bytes = log_limit_bytes(log_bytes, in_use_bytes, member.space.room());
-        if log.bytes_behind(covered, applied) < limit_bytes {
+        if log.bytes_from(uncovered, applied) < limit_bytes {
             continue;
         }
         let space = Arc::clone(&member.space);
@@ -141,7 +141,7 @@ pub(crate) async fn snapshots(member: Arc<Member>, log: LogStore, log_bytes: u64
         }
         tracing::info!(index = applied, "the log has outgrown the last snapshot");
         if member.raft.trigger().snapshot().await.is_ok() {
-            covered = applied;
+            uncovered = applied.saturating_add(1);
         }
     }
 }

@@ -293,13 +293,17 @@ pub(crate) async fn watch_over(member: Arc<Member>) -> DiskFull {
             _ = interval.tick() => {}
             () = member.space.look.notified() => {}
         }
-        let (mut free, mut state_bytes) = (None, 0);
+        let (mut free, mut state_bytes, mut unfinished_bytes) = (None, 0, 0);
         if limits.reserve_bytes > 0 {
             let (path, mvcc) = (data_dir.clone(), member.mvcc.clone());
-            let look = move || Ok((free_bytes(&path)?, mvcc.size_bytes().unwrap_or(0)));
+            let snapshots = member.snapshots.clone();
+            let look = move || {
+                let unfinished = snapshots.unfinished_bytes().unwrap_or(0);
+                Ok((free_bytes(&path)?, mvcc.size_bytes().unwrap_or(0), unfinished))
+            };
             // Where it cannot be told, the log will tell.
-            if let Ok((now_free, now_held)) = blocking(look).await {
-                (free, state_bytes) = (Some(now_free), now_held);
+            if let Ok((now_free, now_held, unfinished)) = blocking(look).await {
+                (free, state_bytes, unfinished_bytes) = (Some(now_free), now_held, unfinished);
             }
         }
         if let Some(free_bytes) = free
@@ -309,7 +313,8 @@ pub(crate) async fn watch_over(member: Arc<Member>) -> DiskFull {
         }
         let seen = Observed {
             in_use_bytes: member.mvcc.in_use_bytes(),
-            free_bytes: free,
+            // A snapshot under way has been allowed for, and takes the place of the one before.
+            free_bytes: free.map(|free| free.saturating_add(unfinished_bytes)),
             state_bytes,
             refused: member.space.refused.swap(false, Ordering::Relaxed),
         };

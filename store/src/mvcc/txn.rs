@@ -331,8 +331,8 @@ mod tests {
             (&[range(true)], &[range(false)], true, false),
             (&[range(true)], &[put], false, false),
             (&[delete], &[], false, false),
-            (&[nested.clone()], &[], false, false),
-            (&[range(true), nested], &[range(true)], false, false),
+            (std::slice::from_ref(&nested), &[], false, false),
+            (&[range(true), nested.clone()], &[range(true)], false, false),
         ];
         for (success, failure, reads_only, serializable) in cases {
             let txn = TxnRequest {

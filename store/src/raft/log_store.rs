@@ -75,13 +75,13 @@ impl LogStore {
     /// Bytes of log that a snapshot of the state at `applied` would allow to purge, as far as they
     /// are written.
     pub(crate) fn purgeable_bytes(&self, applied: u64) -> u64 {
-        self.bytes_behind(0, applied)
+        self.bytes_from(0, applied)
     }
 
-    /// The same without the entries up to `index`, which another snapshot covers.
-    pub(crate) fn bytes_behind(&self, index: u64, applied: u64) -> u64 {
+    /// The same without the entries before `index`, which another snapshot covers.
+    pub(crate) fn bytes_from(&self, index: u64, applied: u64) -> u64 {
         let first = self.shared.view.lock().first;
-        self.shared.wal.bytes(first.max(index.saturating_add(1))..applied.saturating_add(1))
+        self.shared.wal.bytes(first.max(index)..applied.saturating_add(1))
     }
 
     /// Returns when a write or sync has failed, with the cause: nothing is acknowledged any more,

@@ -157,7 +157,7 @@ mod tests {
             }),
             Box::pin(async move {
                 let _never = never;
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }),
         ];
         let connection = connection(streams.arrivals(), requests, ends);

@@ -78,6 +78,19 @@ impl SnapshotDir {
         Ok(())
     }
 
+    /// What snapshots take that are still being written; they make room for it when they are done.
+    pub(crate) fn unfinished_bytes(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        for file in fs::read_dir(&self.path)? {
+            let file = file?;
+            if file.file_name().to_string_lossy().ends_with(TEMPORARY_SUFFIX) {
+                // It may be done, and gone from here, by now.
+                bytes += file.metadata().map_or(0, |metadata| metadata.len());
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Where the snapshot up to `log_id` is, or would be.
     pub(crate) fn path_of(&self, log_id: &LogId) -> PathBuf {
         let term = **log_id.committed_leader_id();

@@ -176,6 +176,8 @@ async fn purged_segments_are_unlinked_and_the_rest_is_counted() {
     assert!((60 * 300..60 * 500).contains(&bytes), "{bytes}");
     assert_eq!(log.purgeable_bytes(100), bytes);
     assert!((300..500).contains(&log.purgeable_bytes(0)));
+    assert!((20 * 300..20 * 500).contains(&log.bytes_from(40, 59)));
+    assert_eq!(log.bytes_from(60, 59), 0);
 
     log.purge(log_id(1, 50)).await.unwrap();
     assert_eq!(log.purgeable_bytes(50), 0);
