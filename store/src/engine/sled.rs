@@ -46,8 +46,8 @@ const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// of a microsecond, and 64 of them for a full page of some sixty kilobytes make the cache look.
 const BYTES_PER_ACCESS: usize = 1024;
 
-/// After so many bytes of blocks, of which sled makes three times as many, its file is synced. Left to
-/// a checkpoint two seconds later, a hundred megabytes at once held up the syncs of the log.
+/// After so many bytes of blocks, of which sled makes three times as many, its file is synced, so
+/// that a checkpoint two seconds later has no hundred megabytes to sync beside the log.
 const SYNC_BYTES: usize = 4 * 1024 * 1024;
 
 /// How often sled writes out its buffers and collects garbage, in milliseconds.

@@ -18,7 +18,7 @@ use super::{EngineWork, Mvcc, Shared};
 use crate::engine::{EngineError, WriteBatch};
 
 /// How many keys are examined in one step, under the lock: so few that a write that comes meanwhile
-/// need not be put to sleep. With 2048 keys, a batch of writes waited for a tenth of a second.
+/// need not be put to sleep. Each write takes the lock twice.
 const STEP_KEYS: usize = 128;
 
 /// How many versions leave the index in one step, under the lock.

@@ -12,8 +12,8 @@ use super::{SnapshotError, SnapshotMeta};
 use crate::mvcc::LeaseInfo;
 use crate::raft::codec;
 
-/// After so many bytes the file is synced. All of it at the end, on all members at once, held up the
-/// syncs of their logs for two tenths of a second.
+/// After so many bytes the file is synced, so that the syncs of the log never have all of it before
+/// them.
 const SYNC_BYTES: usize = 4 << 20;
 
 /// Writes one file, front to back. Dropped without [`SnapshotWriter::finish`], it is gone.
