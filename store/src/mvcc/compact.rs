@@ -1,15 +1,14 @@
 //! Removing what a compaction made invisible, in the background and in small steps.
 //!
-//! The index says which records nobody can see any more, so the engine is never searched. They leave
-//! the index at once and count as [`Garbage`] until they leave the engine, which takes place when it
-//! is worth it or somebody waits for it. A record goes only once the engine itself has the
+//! The index says which keys were overwritten or deleted and which of their records nobody can see any
+//! more, so neither it nor the engine is searched. They leave the index at once and count as
+//! [`Garbage`] until they leave the engine, which takes place when it is worth it or somebody waits for
+//! it. A record goes only once the engine itself has the
 //! compaction's mark: then it also has every write up to it, and a crash cannot bring back a value
 //! whose deletion was forgotten.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-
-use bytes::Bytes;
 
 use super::garbage::Garbage;
 use super::pending::put_records;
@@ -17,7 +16,7 @@ use super::revision::NEVER_COMPACTED;
 use super::{EngineWork, Mvcc, Shared};
 use crate::engine::{EngineError, WriteBatch};
 
-/// How many keys are examined in one step, under the lock: so few that a write that comes meanwhile
+/// How many keys are looked at in one step, under the lock: so few that a write that comes meanwhile
 /// need not be put to sleep. Each write takes the lock twice.
 const STEP_KEYS: usize = 128;
 
@@ -33,8 +32,9 @@ const STEP_RECORDS: usize = 256;
 pub(super) struct Progress {
     /// Everything invisible since this revision has left the index, as far as this process knows.
     done: i64,
-    /// What leaves the index now, and where to go on.
-    current: Option<(i64, Option<Bytes>)>,
+    /// The revision up to which something leaves the index now, and how many keys are still to be
+    /// looked at.
+    current: Option<(i64, usize)>,
     /// What still has to leave the engine.
     pub(super) garbage: Garbage,
     /// It is leaving.
@@ -42,7 +42,7 @@ pub(super) struct Progress {
 }
 
 impl Default for Progress {
-    /// A crash may have left something behind, so the first pass of a process looks at all.
+    /// A crash may have left something behind that was invisible before.
     fn default() -> Self {
         Self {
             done: NEVER_COMPACTED,
@@ -123,18 +123,20 @@ impl Shared {
         let mut guard = self.state.write();
         let state = &mut *guard;
         let progress = &mut work.compaction;
-        let (target, from) = match progress.current.take() {
+        let (target, keys_left) = match progress.current.take() {
             Some(current) => current,
-            None if progress.done < state.persisted.compacted => (state.persisted.compacted, None),
+            None if progress.done < state.persisted.compacted => {
+                (state.persisted.compacted, state.index.reducible_keys())
+            }
             None => return false,
         };
-        let removed = state.index.compact(target, from.as_ref(), STEP_KEYS, STEP_VERSIONS);
+        let removed = state.index.compact(target, keys_left, STEP_KEYS, STEP_VERSIONS);
         progress.garbage.add(&removed.versions);
         state.garbage = progress.garbage.len();
         self.note_size(state);
-        match removed.next_key {
-            Some(key) => progress.current = Some((target, Some(key))),
-            None => progress.done = target,
+        match removed.keys_left {
+            0 => progress.done = target,
+            keys_left => progress.current = Some((target, keys_left)),
         }
         true
     }

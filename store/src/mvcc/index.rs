@@ -8,7 +8,7 @@
 //! a -> {at 2, created 2, version 1} {at 3, created 2, version 2} {at 4, deleted} {at 6, created 6, version 1}
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -47,6 +47,9 @@ impl Version {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     keys: BTreeMap<Bytes, History>,
+    /// Each key that [may be reduced](History::is_reducible), once: a compaction looks at no other, so
+    /// that it costs what was overwritten and not what there is.
+    reducible: VecDeque<Bytes>,
     /// The versions of all keys together.
     len: usize,
     /// What their records take in the engine.
@@ -64,6 +67,11 @@ impl History {
     fn at(&self, at: i64) -> Option<&Version> {
         let newer = self.0.partition_point(|version| version.main <= at);
         self.0[..newer].last().filter(|version| !version.is_tombstone())
+    }
+
+    /// Whether some compaction, now or later, may take something away without a further write.
+    fn is_reducible(&self) -> bool {
+        self.0.len() > 1 || self.0.last().is_some_and(Version::is_tombstone)
     }
 
     /// How many of the oldest versions nobody can see once `compacted` is.
@@ -107,8 +115,8 @@ impl NextChanges {
 pub(crate) struct Removed {
     /// The records that nobody can see any more.
     pub(crate) versions: Vec<Version>,
-    /// Where to go on; `None` when all keys are done.
-    pub(crate) next_key: Option<Bytes>,
+    /// How many keys are still to be looked at.
+    pub(crate) keys_left: usize,
 }
 
 impl Index {
@@ -212,62 +220,75 @@ impl Index {
         self.record_bytes += version.extent.bytes();
         let is_live = !version.is_tombstone();
         let mut was_live = false;
-        if let Some(history) = self.keys.get_mut(key) {
+        let becomes_reducible = if let Some(history) = self.keys.get_mut(key) {
             debug_assert!(
                 history.0.last().is_some_and(|last| last.revision() < version.revision())
             );
             was_live = history.0.last().is_some_and(|last| !last.is_tombstone());
+            let was_reducible = history.is_reducible();
             history.0.push(version);
+            !was_reducible
         } else {
-            self.keys.insert(Bytes::copy_from_slice(key), History(vec![version]));
-        }
+            let history = History(vec![version]);
+            let is_reducible = history.is_reducible();
+            self.keys.insert(Bytes::copy_from_slice(key), history);
+            is_reducible
+        };
         match (was_live, is_live) {
             (false, true) => self.live_keys += 1,
             (true, false) => self.live_keys -= 1,
             _ => {}
         }
+        if becomes_reducible && let Some((key, _)) = self.keys.get_key_value(key) {
+            self.reducible.push_back(key.clone());
+        }
     }
 
-    /// Removes what nobody can see once `compacted` is, from the key `from` on: at most `versions`
-    /// of at most `keys` keys.
+    /// How many keys a compaction has to look at now.
+    pub(crate) fn reducible_keys(&self) -> usize {
+        self.reducible.len()
+    }
+
+    /// Removes what nobody can see once `compacted` is, from the next `keys_left` of the
+    /// [reducible keys](Self::reducible_keys): at most `versions` of at most `keys` keys.
     ///
     /// A key's oldest versions come first. So wherever a crash cuts the removal of their records,
     /// a tombstone still stands behind each value that it hides.
     pub(crate) fn compact(
         &mut self,
         compacted: i64,
-        from: Option<&Bytes>,
+        mut keys_left: usize,
         keys: usize,
         versions: usize,
     ) -> Removed {
-        let mut removed = Removed::default();
-        let mut emptied = Vec::new();
-        let start = from.map_or(Bound::Unbounded, |key| Bound::Included(key.as_ref()));
-        let histories = self.keys.range_mut::<[u8], _>((start, Bound::Unbounded));
-        for (examined, (key, history)) in histories.enumerate() {
-            if examined == keys || removed.versions.len() >= versions {
-                removed.next_key = Some(key.clone());
+        let mut removed = Vec::new();
+        for _ in 0..keys {
+            let room = versions - removed.len();
+            if keys_left == 0 || room == 0 {
                 break;
             }
+            let key = self.reducible.pop_front().expect("nothing else takes a key from them");
+            let history = self.keys.get_mut(&key).expect("a key leaves both at once");
             let invisible = history.invisible_after(compacted);
-            let room = versions - removed.versions.len();
-            removed.versions.extend(history.0.drain(..invisible.min(room)));
+            removed.extend(history.0.drain(..invisible.min(room)));
             if invisible > room {
-                removed.next_key = Some(key.clone());
+                self.reducible.push_front(key);
                 break;
             }
+            keys_left -= 1;
             history.0.shrink_to(2 * history.0.len());
             if history.0.is_empty() {
-                emptied.push(key.clone());
+                self.keys.remove(&key);
+            } else if history.is_reducible() {
+                self.reducible.push_back(key);
             }
         }
-        for key in emptied {
-            self.keys.remove(&key);
+        if keys_left == 0 {
+            self.reducible.shrink_to(2 * self.reducible.len());
         }
-        self.len -= removed.versions.len();
-        self.record_bytes -=
-            removed.versions.iter().map(|version| version.extent.bytes()).sum::<u64>();
-        removed
+        self.len -= removed.len();
+        self.record_bytes -= removed.iter().map(|version| version.extent.bytes()).sum::<u64>();
+        Removed { versions: removed, keys_left }
     }
 }
 
@@ -342,6 +363,63 @@ mod tests {
         assert_eq!(seen, expected);
     }
 
+    /// A whole compaction in steps of so many versions; the revisions that it removed.
+    fn compact(index: &mut Index, compacted: i64, step: usize) -> Vec<i64> {
+        let (mut keys_left, mut removed) = (index.reducible_keys(), Vec::new());
+        while keys_left > 0 {
+            let part = index.compact(compacted, keys_left, 100, step);
+            assert!(part.versions.len() <= step);
+            removed.extend(part.versions.iter().map(|version| version.main));
+            keys_left = part.keys_left;
+        }
+        removed
+    }
+
+    #[test]
+    fn a_compaction_looks_at_keys_that_it_may_reduce_and_at_no_other() {
+        // What is written when, where it is compacted, and whether a later one finds something.
+        let cases: [(&[i64], i64, bool); 8] = [
+            (&[2], 9, false),
+            (&[2, 4], 1, true),
+            (&[2, 4], 3, true),
+            (&[2, 4], 4, false),
+            (&[2, 4, 6], 4, true),
+            (&[2, -4], 3, true),
+            (&[2, -4], 4, true),
+            (&[2, -4], 5, false),
+        ];
+        for (revisions, compacted, is_reducible) in cases {
+            let mut index = index(revisions);
+            assert_eq!(index.reducible_keys(), usize::from(revisions.len() > 1), "{revisions:?}");
+            compact(&mut index, compacted, 100);
+            let keys = index.reducible_keys();
+            assert_eq!(keys, usize::from(is_reducible), "{revisions:?} compacted at {compacted}");
+            // However often it is written, it is looked at once.
+            let live = |main| Version { main, sub: 0, extent: EXTENT, created: main, version: 1 };
+            index.insert(b"k", live(10));
+            index.insert(b"k", live(11));
+            assert_eq!(index.reducible_keys(), 1, "{revisions:?} compacted at {compacted}");
+            compact(&mut index, 12, 1);
+            assert_eq!((left(&index), index.reducible_keys()), (vec![11], 0), "{revisions:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_overwritten_during_a_compaction_is_for_the_next_one() {
+        let mut index = Index::default();
+        let version = |main| Version { main, sub: 0, extent: EXTENT, created: main, version: 1 };
+        for main in 1..=20 {
+            index.insert(&[(main % 10) as u8], version(main));
+        }
+        let begun = index.compact(20, index.reducible_keys(), 3, 100);
+        assert_eq!((begun.versions.len(), begun.keys_left), (3, 7));
+        index.insert(&[1], version(21));
+        let ended = index.compact(20, begun.keys_left, 100, 100);
+        assert_eq!((ended.versions.len(), ended.keys_left), (7, 0));
+        assert_eq!((index.len(), index.reducible_keys()), (11, 1));
+        assert_eq!(compact(&mut index, 21, 100), [11]);
+    }
+
     #[test]
     fn compaction_leaves_what_can_be_read_or_watched_from_its_revision_on() {
         // What is written when, where it is compacted, and what is left.
@@ -372,16 +450,7 @@ mod tests {
             // At once, and one by one.
             for step in [100, 1] {
                 let mut index = index(revisions);
-                let (mut from, mut removed) = (None, Vec::new());
-                loop {
-                    let part = index.compact(compacted, from.as_ref(), 100, step);
-                    assert!(part.versions.len() <= step);
-                    removed.extend(part.versions.iter().map(|version| version.main));
-                    from = part.next_key;
-                    if from.is_none() {
-                        break;
-                    }
-                }
+                let removed = compact(&mut index, compacted, step);
                 assert_eq!(left(&index), expected, "{revisions:?} compacted at {compacted}");
                 assert_eq!(index.len(), expected.len());
                 assert_eq!(index.record_bytes(), 100 * expected.len() as u64);
