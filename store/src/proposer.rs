@@ -62,7 +62,7 @@ pub(crate) async fn run(member: Arc<Member>) {
         under_way.spawn(async move {
             let submitted = if leader == member.id {
                 let batch =
-                    Batch::decode(batch).expect("the proposals encode what they were given");
+                    Batch::decode(&batch).expect("the proposals encode what they were given");
                 lead(&member, term, batch).await
             } else {
                 forward(&member, term, leader, batch).await

@@ -1,8 +1,9 @@
 //! How messages are written and read: protobuf, in buffers that fit a usual call.
 //!
 //! The gRPC library makes a buffer for each message it reads and each it writes before it knows how
-//! long that is: of 8 KiB unless told otherwise. An etcd call takes a few hundred bytes; longer ones
-//! grow their buffer. A stream keeps its two buffers as long as it lasts, and there are thousands.
+//! long that is: of 8 KiB unless told otherwise. An etcd call takes a few hundred bytes, for which the
+//! library asks the buffer once more when they are in it already; longer ones grow their buffer. A
+//! stream keeps its two buffers as long as it lasts, and there are thousands.
 
 use std::marker::PhantomData;
 
@@ -10,7 +11,7 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
-const BUFFER_BYTES: usize = 512;
+const BUFFER_BYTES: usize = 1000;
 /// Of a stream whose messages come faster than they leave, as much is put into one frame.
 const YIELD_BYTES: usize = 32 << 10;
 

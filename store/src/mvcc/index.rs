@@ -213,28 +213,41 @@ impl Index {
         })
     }
 
-    /// Adds the newest version of a key. The index keeps a key of its own: the one of a request
-    /// shares the memory of the whole batch that it came with.
+    /// Adds the newest version of a key.
     pub(crate) fn insert(&mut self, key: &[u8], version: Version) {
-        self.len += 1;
-        self.record_bytes += version.extent.bytes();
-        let is_live = !version.is_tombstone();
-        let mut was_live = false;
+        self.insert_after(key, |_| version);
+    }
+
+    /// Adds the newest version of a key, which follows from the one before it, if the key is there. The
+    /// index keeps a key of its own: the one of a request shares the memory of the whole batch that it
+    /// came with.
+    pub(crate) fn insert_after(
+        &mut self,
+        key: &[u8],
+        next: impl FnOnce(Option<&Version>) -> Version,
+    ) {
+        let (version, was_live);
         let becomes_reducible = if let Some(history) = self.keys.get_mut(key) {
+            let previous = history.0.last().filter(|last| !last.is_tombstone());
+            was_live = previous.is_some();
+            version = next(previous);
             debug_assert!(
                 history.0.last().is_some_and(|last| last.revision() < version.revision())
             );
-            was_live = history.0.last().is_some_and(|last| !last.is_tombstone());
             let was_reducible = history.is_reducible();
             history.0.push(version);
             !was_reducible
         } else {
+            was_live = false;
+            version = next(None);
             let history = History(vec![version]);
             let is_reducible = history.is_reducible();
             self.keys.insert(Bytes::copy_from_slice(key), history);
             is_reducible
         };
-        match (was_live, is_live) {
+        self.len += 1;
+        self.record_bytes += version.extent.bytes();
+        match (was_live, !version.is_tombstone()) {
             (false, true) => self.live_keys += 1,
             (true, false) => self.live_keys -= 1,
             _ => {}

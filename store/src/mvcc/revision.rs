@@ -41,8 +41,10 @@ pub(crate) struct RevisionEvents {
     pub(crate) events: Vec<Event>,
 }
 
-/// What a revision or a record costs in memory beyond its keys and values, roughly.
-const EVENT_OVERHEAD_BYTES: usize = 160;
+/// What an event of a revision with no other costs in memory beyond its key and value: itself, the
+/// revision, and what the allocator and the counts of references take of both.
+const EVENT_OVERHEAD_BYTES: usize =
+    size_of::<Event>() + size_of::<RevisionEvents>() + 6 * size_of::<usize>();
 
 impl RevisionEvents {
     /// About how much memory this takes.

@@ -116,23 +116,33 @@ impl<'a> WriteTxn<'a> {
     }
 
     fn write(&mut self, key: &Bytes, value: Bytes, lease: i64) {
-        let main = self.begin + 1;
-        let mut state = self.shared.state.write();
-        let (created, version) = match state.index.get(key, main) {
-            Some(previous) => (previous.created, previous.version + 1),
-            None => (main, 1),
-        };
-        let event = put_event(KeyValue {
-            key: key.clone(),
-            create_revision: created,
-            mod_revision: main,
-            version,
-            value,
-            lease,
+        let (main, sub) = (self.begin + 1, self.next_sub());
+        self.make_room();
+        self.shared.state.write().index.insert_after(key, |previous| {
+            let (created, version) = match previous {
+                Some(previous) => (previous.created, previous.version + 1),
+                None => (main, 1),
+            };
+            let event = put_event(KeyValue {
+                key: key.clone(),
+                create_revision: created,
+                mod_revision: main,
+                version,
+                value,
+                lease,
+            });
+            let extent = records::extent_of(&event);
+            self.events.push(event);
+            Version { main, sub, extent, created, version }
         });
-        let extent = records::extent_of(&event);
-        state.index.insert(key, Version { main, sub: self.next_sub(), extent, created, version });
-        self.events.push(event);
+    }
+
+    /// Most revisions are of one event, and stay in memory for long: a list that grows by itself takes
+    /// room for four.
+    fn make_room(&mut self) {
+        if self.events.is_empty() {
+            self.events.reserve_exact(1);
+        }
     }
 
     /// Deletes a key that is there.
@@ -142,6 +152,7 @@ impl<'a> WriteTxn<'a> {
         let extent = records::extent_of(&event);
         let tombstone = Version { main, sub: self.next_sub(), extent, created: 0, version: 0 };
         self.shared.state.write().index.insert(key, tombstone);
+        self.make_room();
         self.events.push(event);
     }
 
@@ -151,10 +162,11 @@ impl<'a> WriteTxn<'a> {
 
     /// Makes what was written the current revision, for all readers at once, and returns which that
     /// is. A transaction that wrote nothing makes no revision.
-    pub(super) fn finish(self, entry: &mut PendingEntry) -> i64 {
+    pub(super) fn finish(mut self, entry: &mut PendingEntry) -> i64 {
         if self.events.is_empty() {
             return self.begin;
         }
+        self.events.shrink_to_fit();
         let revision = self.begin + 1;
         let made = Arc::new(RevisionEvents { revision, events: self.events });
         let mut guard = self.shared.state.write();

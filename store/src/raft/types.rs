@@ -59,8 +59,11 @@ impl Batch {
         Self { commands: message.commands.into(), encoded }
     }
 
-    /// Takes a batch as it came from a peer or from the log; values share its memory.
-    pub(crate) fn decode(encoded: Bytes) -> Result<Self, prost::DecodeError> {
+    /// Takes a batch as it came from a peer or from the log. Its values share memory with each other, but
+    /// not with the message it came in: they stay for long, and the buffer of a message may be three
+    /// times as large.
+    pub(crate) fn decode(encoded: &[u8]) -> Result<Self, prost::DecodeError> {
+        let encoded = Bytes::copy_from_slice(encoded);
         let commands = peer::Batch::decode(encoded.clone())?.commands.into();
         Ok(Self { commands, encoded })
     }
