@@ -116,7 +116,7 @@ pub struct Config {
 
     /// Log bytes after which a snapshot is taken and the log behind it removed; half of what is in
     /// use if that is more.
-    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
+    #[arg(long, default_value_t = 128 << 20, value_name = "BYTES")]
     pub snapshot_log_bytes: u64,
 
     /// Bytes of keys and values after which writes that need room are refused, until there is room

@@ -52,11 +52,12 @@ struct Point {
 /// A compaction or a restore took away what was being read.
 pub(super) struct Overtaken;
 
-/// Why one of several reads at one revision came to nothing.
+/// Why a read, or one of several at one revision, came to nothing.
 pub(super) enum ReadFailure {
-    /// All of them have to be done again, at a later revision.
+    /// All of it has to be done again, at a later revision.
     Overtaken,
-    Engine(EngineError),
+    /// To do it again would be of no use.
+    Failed(Failure),
 }
 
 impl From<Overtaken> for ReadFailure {
@@ -67,7 +68,13 @@ impl From<Overtaken> for ReadFailure {
 
 impl From<EngineError> for ReadFailure {
     fn from(error: EngineError) -> Self {
-        Self::Engine(error)
+        Self::Failed(error.into())
+    }
+}
+
+impl From<RequestError> for ReadFailure {
+    fn from(refused: RequestError) -> Self {
+        Self::Failed(refused.into())
     }
 }
 
@@ -121,16 +128,23 @@ impl Mvcc {
     ///
     /// The revision asked for is compacted or in the future.
     pub(crate) fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Failure> {
-        let mut reader = Reader { unpublished: None, is_guarded: false };
-        if let Ok(response) = self.shared.range(request, reader)? {
-            return Ok(response);
-        }
-        // Compactions that come faster than it reads must not keep it from ever ending.
-        let _pause = self.pause_compaction();
-        reader.is_guarded = true;
+        self.until_not_overtaken(|is_guarded| self.shared.range(request, is_guarded))
+    }
+
+    /// Reads until nothing overtakes it. `read` is told whether compactions wait for it: those that come
+    /// faster than it reads must not keep it from ever ending.
+    pub(super) fn until_not_overtaken<T>(
+        &self,
+        read: impl Fn(bool) -> Result<T, ReadFailure>,
+    ) -> Result<T, Failure> {
+        let mut pause = None;
         loop {
-            if let Ok(response) = self.shared.range(request, reader)? {
-                return Ok(response);
+            match read(pause.is_some()) {
+                Ok(found) => return Ok(found),
+                Err(ReadFailure::Failed(failure)) => return Err(failure),
+                Err(ReadFailure::Overtaken) => {
+                    pause.get_or_insert_with(|| self.pause_compaction());
+                }
             }
         }
     }
@@ -227,10 +241,10 @@ impl Shared {
     fn range(
         &self,
         request: &RangeRequest,
-        reader: Reader<'_>,
-    ) -> Result<Result<RangeResponse, Overtaken>, Failure> {
+        is_guarded: bool,
+    ) -> Result<RangeResponse, ReadFailure> {
         let point = self.state.read().point(request)?;
-        Ok(self.range_at(request, reader, point)?)
+        Ok(self.range_at(request, Reader { unpublished: None, is_guarded }, point)??)
     }
 
     fn range_at(

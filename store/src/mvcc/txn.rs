@@ -77,36 +77,20 @@ impl Shared {
         Ok(check_revision(*revision, state.revision, state.compacted)?)
     }
 
-    /// `None` when it was overtaken and has to begin again.
-    fn read_txn(
-        &self,
-        request: &TxnRequest,
-        is_guarded: bool,
-    ) -> Result<Option<TxnResponse>, Failure> {
+    fn read_txn(&self, request: &TxnRequest, is_guarded: bool) -> Result<TxnResponse, ReadFailure> {
         let txn = ReadTxn::begin(self, is_guarded);
-        let read = || -> Result<_, ReadFailure> {
-            let chosen = choose(&txn, request)?;
-            let ranges: Vec<&RangeRequest> =
-                chosen.operations.iter().filter_map(Operation::as_range).collect();
-            for range in &ranges {
-                let checked = check_revision(range.revision, txn.revision(), txn.compacted());
-                if let Err(refused) = checked {
-                    return Ok(Err(refused));
-                }
-            }
-            let responses = ranges.into_iter().map(|range| {
-                Ok(ResponseOp { response: Some(Response::ResponseRange(txn.range(range)?)) })
-            });
-            let responses = responses.collect::<Result<_, ReadFailure>>()?;
-            let header = header(txn.revision());
-            Ok(Ok(TxnResponse { header, succeeded: chosen.succeeded, responses }))
-        };
-        match read() {
-            Ok(Ok(response)) => Ok(Some(response)),
-            Ok(Err(refused)) => Err(refused.into()),
-            Err(ReadFailure::Overtaken) => Ok(None),
-            Err(ReadFailure::Engine(error)) => Err(error.into()),
+        let chosen = choose(&txn, request)?;
+        let ranges: Vec<&RangeRequest> =
+            chosen.operations.iter().filter_map(Operation::as_range).collect();
+        for range in &ranges {
+            check_revision(range.revision, txn.revision(), txn.compacted())?;
         }
+        let responses = ranges.into_iter().map(|range| {
+            Ok(ResponseOp { response: Some(Response::ResponseRange(txn.range(range)?)) })
+        });
+        let responses = responses.collect::<Result<_, ReadFailure>>()?;
+        let header = header(txn.revision());
+        Ok(TxnResponse { header, succeeded: chosen.succeeded, responses })
     }
 }
 
@@ -118,16 +102,7 @@ impl Mvcc {
     ///
     /// The revision of a range is compacted or in the future.
     pub(crate) fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, Failure> {
-        if let Some(response) = self.shared.read_txn(request, false)? {
-            return Ok(response);
-        }
-        // Compactions that come faster than it reads must not keep it from ever ending.
-        let _pause = self.pause_compaction();
-        loop {
-            if let Some(response) = self.shared.read_txn(request, true)? {
-                return Ok(response);
-            }
-        }
+        self.until_not_overtaken(|is_guarded| self.shared.read_txn(request, is_guarded))
     }
 }
 

@@ -91,20 +91,19 @@ impl Kv for KvServer {
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let request = request.into_inner();
         check_txn(&request, self.0.max_txn_ops)?;
-        if is_read_only(&request) {
-            let mut response = self.0.read_txn(&request).await?;
+        let mut response = if is_read_only(&request) {
+            let response = self.0.read_txn(&request).await?;
             self.0.metrics.carried_out_txn(&request, &response);
-            self.complete(&mut response.header);
-            return Ok(Response::new(response));
-        }
-        let bytes = request.encoded_len();
-        match self.write(Op::Txn(request), bytes).await? {
-            Outcome::Txn(mut response) => {
-                self.complete(&mut response.header);
-                Ok(Response::new(response))
+            response
+        } else {
+            let bytes = request.encoded_len();
+            match self.write(Op::Txn(request), bytes).await? {
+                Outcome::Txn(response) => response,
+                other => return Err(mismatch(&other)),
             }
-            other => Err(mismatch(&other)),
-        }
+        };
+        self.complete(&mut response.header);
+        Ok(Response::new(response))
     }
 
     async fn compact(

@@ -38,11 +38,8 @@ impl SnapshotDir {
     /// At one time there may be one for a directory.
     pub(crate) fn open(path: &Path) -> Result<Self, SnapshotError> {
         fs::create_dir_all(path).map_err(SnapshotError::io("create", path))?;
-        for file in fs::read_dir(path).map_err(SnapshotError::io("list", path))? {
-            let file = file.map_err(SnapshotError::io("list", path))?;
-            if file.file_name().to_string_lossy().ends_with(TEMPORARY_SUFFIX) {
-                fs::remove_file(file.path()).map_err(SnapshotError::io("remove", &file.path()))?;
-            }
+        for path in unfinished(path).map_err(SnapshotError::io("list", path))? {
+            fs::remove_file(&path).map_err(SnapshotError::io("remove", &path))?;
         }
         Ok(Self { path: path.to_owned(), next_temporary: Arc::default() })
     }
@@ -80,15 +77,9 @@ impl SnapshotDir {
 
     /// What snapshots take that are still being written; they make room for it when they are done.
     pub(crate) fn unfinished_bytes(&self) -> io::Result<u64> {
-        let mut bytes = 0;
-        for file in fs::read_dir(&self.path)? {
-            let file = file?;
-            if file.file_name().to_string_lossy().ends_with(TEMPORARY_SUFFIX) {
-                // It may be done, and gone from here, by now.
-                bytes += file.metadata().map_or(0, |metadata| metadata.len());
-            }
-        }
-        Ok(bytes)
+        // One may be done, and gone from here, by now.
+        let bytes = |path: &PathBuf| path.metadata().map_or(0, |metadata| metadata.len());
+        Ok(unfinished(&self.path)?.iter().map(bytes).sum())
     }
 
     /// Where the snapshot up to `log_id` is, or would be.
@@ -132,6 +123,18 @@ impl SnapshotDir {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         self.path.join(format!("{number}{SUFFIX}{TEMPORARY_SUFFIX}"))
     }
+}
+
+/// The files in `dir` that are being written, or that nobody will finish any more.
+fn unfinished(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for file in fs::read_dir(dir)? {
+        let file = file?;
+        if file.file_name().to_string_lossy().ends_with(TEMPORARY_SUFFIX) {
+            paths.push(file.path());
+        }
+    }
+    Ok(paths)
 }
 
 fn parse_name(name: &str) -> Option<(u64, u64)> {
