@@ -2,6 +2,10 @@
 //!
 //! A few batches are under way at once: while one is being synced to the logs the next one fills,
 //! so that batches grow with the load and a lone write waits for nobody.
+//!
+//! ```text
+//! 1 client: sent at once | 64 clients: batches of 16 | 512 clients of one member: batches of 128
+//! ```
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +25,11 @@ use crate::raft::types::Batch;
 
 /// Batches under way at once.
 const BATCHES_IN_FLIGHT: usize = 4;
-/// While batches are under way, the next one is sent as soon as it has this many writes…
+/// While batches are under way, the next one is sent as soon as it has this many writes, or its equal
+/// part of all that wait for an answer…
 const FULL_ENOUGH_COMMANDS: usize = 16;
 /// …or has waited for this long, or one of the others is done.
-const GATHER_TIME: Duration = Duration::from_millis(1);
+const GATHER_TIME: Duration = Duration::from_millis(2);
 /// After the leader refused or could not be reached, how long until the next try.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -49,8 +54,9 @@ pub(crate) async fn run(member: Arc<Member>) {
         if !under_way.is_empty() {
             // An entry costs every member as much as some ten writes do: a further one is worth it for
             // that many, or when the ones under way take their time.
+            let part = member.proposals.waiting_count() / BATCHES_IN_FLIGHT;
             tokio::select! {
-                () = member.proposals.queued_at_least(FULL_ENOUGH_COMMANDS) => {}
+                () = member.proposals.queued_at_least(FULL_ENOUGH_COMMANDS.max(part)) => {}
                 _ = under_way.join_next() => {}
                 () = tokio::time::sleep(GATHER_TIME) => {}
             }
