@@ -33,6 +33,8 @@ const USAGE: u8 = 2;
 const REMOVED: u8 = 3;
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    refuse_huge_pages();
     let cli = Cli::parse();
     let format = cli.logging.start();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -46,6 +48,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, format),
     }
+}
+
+/// The allocator asks for huge pages, with which a process at rest takes three times the memory.
+#[cfg(target_os = "linux")]
+fn refuse_huge_pages() {
+    // Where the kernel has none there is nothing to refuse.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 /// Runs a command until it is asked to stop; `Err` when it could not start, or ended by itself.

@@ -147,14 +147,19 @@ impl Proposals {
 
     /// Waits until there is something to send.
     pub(crate) async fn any_queued(&self) {
-        self.queued_at_least(1).await;
+        self.queued_until(|waiting| !waiting.queue.is_empty()).await;
     }
 
-    /// Waits until so many are to be sent.
-    pub(crate) async fn queued_at_least(&self, count: usize) {
+    /// Waits until as much is to be sent as one log entry takes, or `least` writes and one of `parts`
+    /// equal parts of all that wait for an answer.
+    pub(crate) async fn enough_queued(&self, least: usize, parts: usize) {
+        self.queued_until(|waiting| waiting.is_enough(least, parts)).await;
+    }
+
+    async fn queued_until(&self, is_enough: impl Fn(&Waiting) -> bool) {
         loop {
             let queued = self.queued.notified();
-            if self.waiting.lock().queue.len() >= count {
+            if is_enough(&self.waiting.lock()) {
                 return;
             }
             queued.await;
@@ -253,6 +258,13 @@ impl Proposals {
 }
 
 impl Waiting {
+    fn is_enough(&self, least: usize, parts: usize) -> bool {
+        let part = (self.by_id.len() / parts).clamp(least, BATCH_COMMANDS);
+        // What those that are queued take, as far as they are like the others.
+        let bytes = self.bytes / self.by_id.len().max(1) * self.queue.len();
+        self.queue.len() >= part || bytes >= BATCH_BYTES
+    }
+
     fn remove(&mut self, id: u64) -> Option<Proposal> {
         let proposal = self.by_id.remove(&id)?;
         self.bytes -= proposal.encoded.len();
@@ -420,6 +432,41 @@ mod tests {
         tokio::task::yield_now().await;
         assert_eq!(ids(proposals.next_batch(1)), [11]);
         next.abort();
+    }
+
+    #[test]
+    fn enough_for_an_entry_is_an_equal_part_of_what_waits_and_no_more_than_it_takes() {
+        const KIB: usize = 1 << 10;
+        // How many wait for an answer, what each takes, how many of them are queued.
+        for (waiting, bytes_each, queued, expected) in [
+            (0, 0, 0, false),
+            (20, 300, 15, false),
+            (20, 300, 16, true),
+            (512, 300, 127, false),
+            (512, 300, 128, true),
+            (16_000, 60, BATCH_COMMANDS - 1, false),
+            (16_000, 60, BATCH_COMMANDS, true),
+            (512, 64 * KIB, 15, false),
+            (512, 64 * KIB, 16, true),
+            (8, 512 * KIB, 1, false),
+            (8, 512 * KIB, 2, true),
+        ] {
+            let proposal = |id| {
+                let answer = oneshot::channel().0;
+                (id, Proposal { encoded: Bytes::new(), answer, sent_in: None })
+            };
+            let waits = Waiting {
+                next_id: 0,
+                by_id: (0..waiting).map(proposal).collect(),
+                bytes: waiting as usize * bytes_each,
+                queue: (0..queued as u64).collect(),
+            };
+            assert_eq!(
+                waits.is_enough(16, 4),
+                expected,
+                "{queued} of {waiting}, {bytes_each} bytes"
+            );
+        }
     }
 
     fn large(bytes: usize) -> command::Op {

@@ -4,7 +4,7 @@
 //! so that batches grow with the load and a lone write waits for nobody.
 //!
 //! ```text
-//! 1 client: sent at once | 64 clients: batches of 16 | 512 clients of one member: batches of 128
+//! 1 client: sent at once | 64 clients: batches of 16 | 512 clients: batches of about 128
 //! ```
 
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::raft::types::Batch;
 
 /// Batches under way at once.
 const BATCHES_IN_FLIGHT: usize = 4;
-/// While batches are under way, the next one is sent as soon as it has this many writes, or its equal
+/// While batches are under way, the next one is sent as soon as it has this many writes, and an equal
 /// part of all that wait for an answer…
 const FULL_ENOUGH_COMMANDS: usize = 16;
 /// …or has waited for this long, or one of the others is done.
@@ -54,9 +54,8 @@ pub(crate) async fn run(member: Arc<Member>) {
         if !under_way.is_empty() {
             // An entry costs every member as much as some ten writes do: a further one is worth it for
             // that many, or when the ones under way take their time.
-            let part = member.proposals.waiting_count() / BATCHES_IN_FLIGHT;
             tokio::select! {
-                () = member.proposals.queued_at_least(FULL_ENOUGH_COMMANDS.max(part)) => {}
+                () = member.proposals.enough_queued(FULL_ENOUGH_COMMANDS, BATCHES_IN_FLIGHT) => {}
                 _ = under_way.join_next() => {}
                 () = tokio::time::sleep(GATHER_TIME) => {}
             }
@@ -68,7 +67,7 @@ pub(crate) async fn run(member: Arc<Member>) {
         under_way.spawn(async move {
             let submitted = if leader == member.id {
                 let batch =
-                    Batch::decode(&batch).expect("the proposals encode what they were given");
+                    Batch::decode(batch).expect("the proposals encode what they were given");
                 lead(&member, term, batch).await
             } else {
                 forward(&member, term, leader, batch).await

@@ -1,9 +1,10 @@
 //! How messages are written and read: protobuf, in buffers that fit a usual call.
 //!
 //! The gRPC library makes a buffer for each message it reads and each it writes before it knows how
-//! long that is: of 8 KiB unless told otherwise. An etcd call takes a few hundred bytes, for which the
-//! library asks the buffer once more when they are in it already; longer ones grow their buffer. A
-//! stream keeps its two buffers as long as it lasts, and there are thousands.
+//! long that is: of 8 KiB unless told otherwise. An etcd call takes a few hundred bytes. The library
+//! asks for room for a message when it has read how long it is, though all of it may be there already:
+//! so it takes twice that. Longer ones grow their buffer. A stream keeps its two buffers as long as it
+//! lasts, and there are thousands.
 
 use std::marker::PhantomData;
 

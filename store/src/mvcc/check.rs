@@ -188,6 +188,6 @@ mod tests {
         assert_eq!(check_txn(&deepest, MAX_TXN_OPS), Ok(()));
         let command = Command { id: 1, op: Some(Op::Txn(deepest)) };
         let batch = Batch::new(vec![command]);
-        assert!(Batch::decode(batch.encoded()).is_ok());
+        assert!(Batch::decode(batch.encoded().clone()).is_ok());
     }
 }

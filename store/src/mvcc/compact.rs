@@ -1,11 +1,10 @@
 //! Removing what a compaction made invisible, in the background and in small steps.
 //!
 //! The index says which keys were overwritten or deleted and which of their records nobody can see any
-//! more, so neither it nor the engine is searched. They leave the index at once and count as
+//! more, so neither it nor the engine is searched. These records leave the index at once and count as
 //! [`Garbage`] until they leave the engine, which takes place when it is worth it or somebody waits for
-//! it. A record goes only once the engine itself has the
-//! compaction's mark: then it also has every write up to it, and a crash cannot bring back a value
-//! whose deletion was forgotten.
+//! it. A record goes only once the engine itself has the compaction's mark: then it also has every
+//! write up to it, and a crash cannot bring back a value whose deletion was forgotten.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,8 +15,7 @@ use super::revision::NEVER_COMPACTED;
 use super::{EngineWork, Mvcc, Shared};
 use crate::engine::{EngineError, WriteBatch};
 
-/// How many keys are looked at in one step, under the lock: so few that a write that comes meanwhile
-/// need not be put to sleep. Each write takes the lock twice.
+/// How many keys are looked at in one step, under the lock, which each write takes twice.
 const STEP_KEYS: usize = 128;
 
 /// How many versions leave the index in one step, under the lock.

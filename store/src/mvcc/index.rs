@@ -263,7 +263,8 @@ impl Index {
     }
 
     /// Removes what nobody can see once `compacted` is, from the next `keys_left` of the
-    /// [reducible keys](Self::reducible_keys): at most `versions` of at most `keys` keys.
+    /// [reducible keys](Self::reducible_keys), of which there must be as many: at most `versions` of at
+    /// most `keys` keys.
     ///
     /// A key's oldest versions come first. So wherever a crash cuts the removal of their records,
     /// a tombstone still stands behind each value that it hides.
@@ -280,7 +281,7 @@ impl Index {
             if keys_left == 0 || room == 0 {
                 break;
             }
-            let key = self.reducible.pop_front().expect("nothing else takes a key from them");
+            let key = self.reducible.pop_front().expect("there are keys_left of them");
             let history = self.keys.get_mut(&key).expect("a key leaves both at once");
             let invisible = history.invisible_after(compacted);
             removed.extend(history.0.drain(..invisible.min(room)));

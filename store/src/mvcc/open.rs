@@ -16,7 +16,7 @@ use super::keys::{self, FORMAT_VERSION, Key};
 use super::lease::{LeaseTable, NO_LEASE};
 use super::pending::{Pending, Persisted};
 use super::revision::{
-    EMPTY_REVISION, NEVER_COMPACTED, Revision, RevisionEvents, is_delete, kv_of,
+    EMPTY_REVISION, NEVER_COMPACTED, Revision, RevisionEvents, is_delete, kv_of, push_event,
 };
 use super::window::Window;
 use super::{Limits, Mvcc, State, records};
@@ -170,13 +170,14 @@ impl Loading {
         if at != expected {
             return Err(missing(expected));
         }
-        open.events.push(event);
+        push_event(&mut open.events, event);
         Ok(())
     }
 
     /// The revision that was being read is whole.
     fn close(&mut self) {
-        if let Some(open) = self.open.take() {
+        if let Some(mut open) = self.open.take() {
+            open.events.shrink_to_fit();
             self.complete_from = open.revision + 1;
             self.window.push(Arc::new(open));
             self.window.evict(i64::MAX);

@@ -42,7 +42,8 @@ pub(crate) struct RevisionEvents {
 }
 
 /// What an event of a revision with no other costs in memory beyond its key and value: itself, the
-/// revision, and what the allocator and the counts of references take of both.
+/// revision, and what the allocator and the counts of references take of both. All limits in bytes on
+/// events in memory count with it.
 const EVENT_OVERHEAD_BYTES: usize =
     size_of::<Event>() + size_of::<RevisionEvents>() + 6 * size_of::<usize>();
 
@@ -56,6 +57,15 @@ impl RevisionEvents {
 pub(crate) fn event_size_bytes(event: &Event) -> usize {
     let kv = event.kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
     EVENT_OVERHEAD_BYTES + kv
+}
+
+/// Adds to the events of a revision that is being made. Most have but one, and stay in memory for long:
+/// a list that grows by itself takes room for four at once.
+pub(crate) fn push_event(events: &mut Vec<Event>, event: Event) {
+    if events.is_empty() {
+        events.reserve_exact(1);
+    }
+    events.push(event);
 }
 
 pub(crate) fn put_event(kv: KeyValue) -> Event {

@@ -13,7 +13,7 @@ use super::index::Version;
 use super::key_range::KeyRange;
 use super::pending::PendingEntry;
 use super::range::Unpublished;
-use super::revision::{RevisionEvents, delete_event, put_event};
+use super::revision::{RevisionEvents, delete_event, push_event, put_event};
 use super::{Shared, records};
 use crate::engine::EngineError;
 
@@ -117,7 +117,6 @@ impl<'a> WriteTxn<'a> {
 
     fn write(&mut self, key: &Bytes, value: Bytes, lease: i64) {
         let (main, sub) = (self.begin + 1, self.next_sub());
-        self.make_room();
         self.shared.state.write().index.insert_after(key, |previous| {
             let (created, version) = match previous {
                 Some(previous) => (previous.created, previous.version + 1),
@@ -132,17 +131,9 @@ impl<'a> WriteTxn<'a> {
                 lease,
             });
             let extent = records::extent_of(&event);
-            self.events.push(event);
+            push_event(&mut self.events, event);
             Version { main, sub, extent, created, version }
         });
-    }
-
-    /// Most revisions are of one event, and stay in memory for long: a list that grows by itself takes
-    /// room for four.
-    fn make_room(&mut self) {
-        if self.events.is_empty() {
-            self.events.reserve_exact(1);
-        }
     }
 
     /// Deletes a key that is there.
@@ -152,8 +143,7 @@ impl<'a> WriteTxn<'a> {
         let extent = records::extent_of(&event);
         let tombstone = Version { main, sub: self.next_sub(), extent, created: 0, version: 0 };
         self.shared.state.write().index.insert(key, tombstone);
-        self.make_room();
-        self.events.push(event);
+        push_event(&mut self.events, event);
     }
 
     fn next_sub(&self) -> u32 {

@@ -114,7 +114,7 @@ pub(crate) fn entry_from_proto(entry: peer::Entry) -> Result<Entry, CodecError> 
     let log_id = entry.log_id.as_ref().ok_or(CodecError::Missing("entry.log_id"))?;
     let payload = match entry.payload.ok_or(CodecError::Missing("entry.payload"))? {
         peer::entry::Payload::Blank(_) => EntryPayload::Blank,
-        peer::entry::Payload::Batch(encoded) => EntryPayload::Normal(Batch::decode(&encoded)?),
+        peer::entry::Payload::Batch(encoded) => EntryPayload::Normal(Batch::received(&encoded)?),
         peer::entry::Payload::Membership(m) => EntryPayload::Membership(membership_from_proto(m)?),
     };
     Ok(Entry { log_id: log_id_from_proto(log_id), payload })

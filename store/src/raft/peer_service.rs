@@ -224,7 +224,7 @@ impl PeerService for PeerServer {
     ) -> Result<Response<peer::ProposeResponse>, Status> {
         self.check_meant(&request)?;
         let request = request.into_inner();
-        let batch = Batch::decode(&request.batch)
+        let batch = Batch::received(&request.batch)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let submitted = proposer::lead(&self.member, request.term, batch).await;
         Ok(Response::new(peer::ProposeResponse { accepted: submitted == Submitted::Taken }))

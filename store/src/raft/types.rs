@@ -59,11 +59,14 @@ impl Batch {
         Self { commands: message.commands.into(), encoded }
     }
 
-    /// Takes a batch as it came from a peer or from the log. Its values share memory with each other, but
-    /// not with the message it came in: they stay for long, and the buffer of a message may be three
-    /// times as large.
-    pub(crate) fn decode(encoded: &[u8]) -> Result<Self, prost::DecodeError> {
-        let encoded = Bytes::copy_from_slice(encoded);
+    /// Takes a batch out of a message. Values stay in memory for long, and the buffer of a message may be
+    /// three times as large as what is in it: so they share memory with each other only.
+    pub(crate) fn received(encoded: &[u8]) -> Result<Self, prost::DecodeError> {
+        Self::decode(Bytes::copy_from_slice(encoded))
+    }
+
+    /// Takes a batch that has its memory to itself; values share it.
+    pub(crate) fn decode(encoded: Bytes) -> Result<Self, prost::DecodeError> {
         let commands = peer::Batch::decode(encoded.clone())?.commands.into();
         Ok(Self { commands, encoded })
     }

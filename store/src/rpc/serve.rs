@@ -96,7 +96,7 @@ async fn serve_connection<S, B>(
     let mut builder = auto::Builder::new(streams.arrivals());
     builder
         .http2()
-        // The answers of etcd's gRPC server have none, and each would cost as much as a header.
+        // etcd's gRPC answers have none. Over HTTP/2 those of the gateway go without, too.
         .auto_date_header(false)
         .timer(TokioTimer::new())
         .max_concurrent_streams(max_streams)
