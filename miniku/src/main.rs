@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The allocator asks for huge pages, with which a process at rest takes three times the memory.
+/// With huge pages under its allocator a process at rest takes three times the memory.
 #[cfg(target_os = "linux")]
 fn refuse_huge_pages() {
     // Where the kernel has none there is nothing to refuse.
