@@ -63,8 +63,8 @@ pub(crate) enum CompactStep {
 }
 
 impl Mvcc {
-    /// Removes some of what nobody can see any more. Blocks on the disk, for some ten milliseconds. Whoever
-    /// calls it again at once lets nobody else have the state's lock.
+    /// Removes some of what nobody can see any more. Blocks on the disk, for some ten milliseconds.
+    /// Between two calls writes should be given time to take the state's lock.
     pub(crate) fn compact_step(&self) -> Result<CompactStep, EngineError> {
         let mut work = self.shared.engine_work.lock();
         if self.shared.pauses.load(Ordering::Acquire) > 0 {

@@ -111,7 +111,7 @@ impl NextChanges {
 }
 
 /// Where a compaction of the index stands.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Removed {
     /// The records that nobody can see any more.
     pub(crate) versions: Vec<Version>,
