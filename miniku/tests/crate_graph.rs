@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Each crate with the crates of the project that it is built from. Nothing else is allowed.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("miniku", &["apiserver", "controllers", "kubelet", "store"]),
     ("control-plane-bench", &["store-bench", "store-client"]),
     ("apiserver", &["api"]),
@@ -17,9 +17,10 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("api", &["store-client"]),
     ("store-client", &["store-proto"]),
     ("store-differential", &["store", "store-proto"]),
-    ("store", &["store-proto"]),
-    ("store-bench", &["store-proto"]),
+    ("store", &["store-proto", "store-transport"]),
+    ("store-bench", &["store-proto", "store-transport"]),
     ("store-proto", &[]),
+    ("store-transport", &[]),
     // In the place of a crate of openraft's.
     ("base2histogram", &[]),
 ];

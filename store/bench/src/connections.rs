@@ -1,7 +1,8 @@
 //! The HTTP/2 connections that clients share: how many and to whom is the same for every system.
 //!
-//! They are the HTTP library's own: the queue that tonic's channel has before it would cost as much
-//! as the servers have on this machine for carrying out the call.
+//! They are the HTTP library's own, without the queue that tonic's channel has before it, and share
+//! what makes the store's own connections cheap: whatever a client takes of the machine is missing to
+//! the servers, and hides the difference between them.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
+use store_transport::{Coalesced, Streams};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tonic::body::Body;
@@ -75,15 +77,17 @@ impl Connection {
         let authority = url.authority().context("a member's URL names no host")?.clone();
         let stream = TcpStream::connect(authority.as_str()).await?;
         stream.set_nodelay(true)?;
-        let (requests, driver) = http2::Builder::new(TokioExecutor::new())
+        let mut streams = Streams::of_client();
+        let (requests, driver) = http2::Builder::new(streams.arrivals())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(Coalesced::new(stream)))
             .await?;
         let mut driving = JoinSet::new();
         driving.spawn(async move {
+            tokio::pin!(driver);
             // Whoever waits for an answer hears why there is none.
-            let _ = driver.await;
+            let _ = streams.drive(driver).await;
         });
         Ok(Self { requests, authority, _driver: Arc::new(driving) })
     }

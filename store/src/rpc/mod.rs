@@ -26,7 +26,6 @@ mod admission;
 mod auth;
 mod authority;
 mod cluster;
-mod coalesce;
 mod dispatch;
 mod election;
 mod gateway;
@@ -38,7 +37,6 @@ mod maintenance;
 mod measured;
 pub(crate) mod serve;
 mod session;
-mod streams;
 mod too_large;
 mod watch;
 

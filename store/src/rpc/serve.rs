@@ -10,13 +10,12 @@ use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use store_transport::{Coalesced, Streams};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::authority::AnyAuthority;
-use super::coalesce::Coalesced;
-use super::streams::Streams;
 
 /// A connection that answers no ping for this long is closed.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -92,7 +91,7 @@ async fn serve_connection<S, B>(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let mut streams = Streams::default();
+    let mut streams = Streams::of_server();
     let mut builder = auto::Builder::new(streams.arrivals());
     builder
         .http2()

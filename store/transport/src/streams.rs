@@ -1,18 +1,18 @@
-//! The requests of one connection, carried out by the connection's own task.
+//! The calls of one connection, carried out by the connection's own task.
 //!
-//! The HTTP/2 library asks for a task for each request (it calls one a stream). On its own each would
-//! be made, queued for some thread and woken for its answer, which costs as much as a good part of a
-//! small request. Here they are polled where their connection is: however many are woken at once,
-//! as all that waited for one batch of writes are, it is one task that runs, and what they answer
-//! leaves together.
+//! The HTTP/2 library asks for a task for each call, or for more (it calls one a stream). On its own
+//! each would be made, queued for some thread and woken for its answer, which costs as much as a good
+//! part of a small call. Here they are polled where their connection is: however many are woken at
+//! once, as all that waited for one batch of writes are, it is one task that runs, and what they
+//! answer leaves together.
 //!
 //! ```text
-//! woken: poll the requests that were woken | poll the connection | poll the requests that came by it
+//! woken: poll the calls that were woken | poll the connection | poll the calls that came by it
 //! ```
-//! What lasts, such as a watch or a long answer, is given a task after [`SHORT_POLLS`], so that one
-//! connection may keep several threads busy. What takes long in one piece does not belong in a
-//! request's poll: reading from the disk is done off the runtime's threads ([`crate::reads`]). An
-//! answer of many megabytes is still encoded there, and holds up its own connection for so long.
+//! A server gives what lasts, such as a watch or a long answer, a task after [`SHORT_POLLS`], so that
+//! one connection may keep several threads busy. What takes long in one piece does not belong in a
+//! call's poll, such as reading from a disk. An answer of many megabytes is still encoded there, and
+//! holds up its own connection for so long.
 
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
@@ -33,32 +33,34 @@ const SHORT_POLLS: u8 = 8;
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The requests of one connection that are under way. Dropped, it ends them.
-#[derive(Default)]
-pub(super) struct Streams {
+/// The calls of one connection that are under way. Dropped, it ends them.
+pub struct Streams {
     arrivals: Arrivals,
-    under_way: FuturesUnordered<Request>,
+    under_way: FuturesUnordered<Call>,
+    /// How often a call is polled here before it is given a task; `None`: it never is.
+    short_polls: Option<u8>,
     lasting: JoinSet<()>,
 }
 
-/// Takes the requests from the HTTP/2 library.
+/// Takes the calls from the HTTP/2 library.
 #[derive(Clone, Default)]
-pub(super) struct Arrivals(Arc<Mutex<Vec<Request>>>);
+pub struct Arrivals(Arc<Mutex<Vec<Work>>>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Arrivals {
     fn execute(&self, work: F) {
-        self.0.lock().push(Request { work: Some(Box::pin(work)), polls: 0 });
+        self.0.lock().push(Box::pin(work));
     }
 }
 
-/// Ends when the request does; or before, with what is left of one that lasts.
-struct Request {
+/// Ends when the call does; or before, with what is left of one that lasts.
+struct Call {
     /// Until it is handed on.
     work: Option<Work>,
-    polls: u8,
+    /// How often it is still polled here; `None`: for as long as it lasts.
+    polls_left: Option<u8>,
 }
 
-impl Future for Request {
+impl Future for Call {
     type Output = Option<Work>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Work>> {
@@ -68,12 +70,13 @@ impl Future for Request {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if self.polls == SHORT_POLLS {
-            return Poll::Ready(self.work.take());
+        match &mut self.polls_left {
+            Some(0) => return Poll::Ready(self.work.take()),
+            Some(polls) => *polls -= 1,
+            None => {}
         }
-        self.polls += 1;
         let Some(work) = &mut self.work else { return Poll::Ready(None) };
-        // A request that panics does not take its connection along, as little as a task would.
+        // A call that panics does not take its connection along, as little as a task would.
         match AssertUnwindSafe(work).catch_unwind().poll_unpin(context) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(_) => Poll::Ready(None),
@@ -82,14 +85,33 @@ impl Future for Request {
 }
 
 impl Streams {
+    /// Of a server: what lasts is given a task.
+    pub fn of_server() -> Self {
+        Self::new(Some(SHORT_POLLS))
+    }
+
+    /// Of a client, which has nothing to do for a call but to hand its answer on.
+    pub fn of_client() -> Self {
+        Self::new(None)
+    }
+
+    fn new(short_polls: Option<u8>) -> Self {
+        Self {
+            arrivals: Arrivals::default(),
+            under_way: FuturesUnordered::new(),
+            short_polls,
+            lasting: JoinSet::new(),
+        }
+    }
+
     /// To be given to the connection that [`Streams::drive`] is called with.
-    pub(super) fn arrivals(&self) -> Arrivals {
+    pub fn arrivals(&self) -> Arrivals {
         self.arrivals.clone()
     }
 
-    /// Carries out a connection and its requests until the connection ends. May be given up and
+    /// Carries out a connection and its calls until the connection ends. May be given up and
     /// called again.
-    pub(super) async fn drive<C: Future>(&mut self, mut connection: Pin<&mut C>) -> C::Output {
+    pub async fn drive<C: Future>(&mut self, mut connection: Pin<&mut C>) -> C::Output {
         poll_fn(|context| {
             self.poll_under_way(context);
             if let Poll::Ready(ended) = connection.as_mut().poll(context) {
@@ -98,7 +120,9 @@ impl Streams {
             // Those that are answered at once wake the connection, so it is polled again.
             let arrived = std::mem::take(&mut *self.arrivals.0.lock());
             if !arrived.is_empty() {
-                self.under_way.extend(arrived);
+                let polls_left = self.short_polls;
+                let calls = arrived.into_iter().map(|work| Call { work: Some(work), polls_left });
+                self.under_way.extend(calls);
                 self.poll_under_way(context);
             }
             Poll::Pending
@@ -118,7 +142,7 @@ impl Streams {
 
 impl Drop for Streams {
     fn drop(&mut self) {
-        // A request holds a handle of these arrivals: those that nobody took would keep each other.
+        // A call holds a handle of these arrivals: those that nobody took would keep each other.
         drop(std::mem::take(&mut *self.arrivals.0.lock()));
     }
 }
@@ -137,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn requests_are_carried_out_until_their_connection_ends() {
-        let mut streams = Streams::default();
+        let mut streams = Streams::of_server();
         let (say, hear) = oneshot::channel();
         let (answer, answered) = oneshot::channel();
         let (end, ends) = oneshot::channel();
@@ -179,8 +203,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_carries_out_what_lasts_too() {
+        let mut streams = Streams::of_client();
+        let (end, ends) = oneshot::channel();
+        let request: Work = Box::pin(async {
+            for _ in 0..=SHORT_POLLS {
+                tokio::task::yield_now().await;
+            }
+            end.send(()).unwrap();
+        });
+        let connection = connection(streams.arrivals(), vec![request], ends);
+        tokio::pin!(connection);
+        streams.drive(connection).await;
+        assert!(streams.lasting.is_empty());
+    }
+
+    #[tokio::test]
     async fn what_came_as_the_connection_ended_is_dropped() {
-        let mut streams = Streams::default();
+        let mut streams = Streams::of_server();
         let (never, is_dropped) = oneshot::channel::<()>();
         let arrivals = streams.arrivals();
         let connection = async {
@@ -198,7 +238,7 @@ mod tests {
     #[tokio::test]
     async fn more_requests_than_a_task_has_budget_for_are_not_taken_for_lasting_ones() {
         const REQUESTS: u16 = 4096;
-        let mut streams = Streams::default();
+        let mut streams = Streams::of_server();
         let (wake, woken) = tokio::sync::watch::channel(());
         let answers = Arc::new(Mutex::new(0));
         let requests: Vec<Work> = (0..REQUESTS)

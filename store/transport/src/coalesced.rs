@@ -1,9 +1,9 @@
 //! Gathers what a connection's streams write into few system calls.
 //!
-//! The HTTP/2 library flushes after every frame of more than a few bytes, so a response takes two or
-//! three system calls, and those of all watchers on a connection as many each. Here a flush is put
-//! off until the connection's task has been scheduled once more: behind the tasks that are ready to
-//! run, so that what they answer leaves together with it.
+//! The HTTP/2 library flushes after every frame of more than a few bytes, so a request or a response
+//! takes two or three system calls, and those of all watchers on a connection as many each. Here a
+//! flush is put off until the connection's task has been scheduled once more: behind the tasks that are
+//! ready to run, so that what they ask or answer leaves together with it.
 //!
 //! ```text
 //! write a, flush | write b, flush | (scheduled again) flush   ->  one write of a and b
@@ -25,7 +25,7 @@ const MAX_PUT_OFF: u32 = 64;
 /// A stream whose flushes are put off. It has to be polled again when its task is woken, as a
 /// connection of the HTTP/2 library does, which ends every poll with a flush.
 #[derive(Debug)]
-pub(crate) struct Coalesced<S> {
+pub struct Coalesced<S> {
     stream: S,
     held: Vec<u8>,
     /// Where in `held` begins what is not written yet.
@@ -37,7 +37,8 @@ pub(crate) struct Coalesced<S> {
 }
 
 impl<S> Coalesced<S> {
-    pub(crate) fn new(stream: S) -> Self {
+    /// Holds back what is written to `stream`.
+    pub fn new(stream: S) -> Self {
         Self { stream, held: Vec::new(), written: 0, put_off: 0, due: false }
     }
 }
