@@ -87,6 +87,39 @@ async fn a_state_cut_short_is_rebuilt_from_snapshot_and_log() {
     }
 }
 
+/// The files that hold the records, beside the index of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_are_damaged_are_rebuilt_from_snapshot_and_log() {
+    let cut = |file: &Path| {
+        let file = File::options().write(true).open(file).expect("it is there");
+        let bytes = file.metadata().expect("it is there").len();
+        file.set_len(bytes / 2).expect("a file can be cut");
+    };
+    let flip = |file: &Path| {
+        let mut bytes = fs::read(file).expect("it is there");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(file, bytes).expect("it can be written");
+    };
+    let remove = |file: &Path| fs::remove_file(file).expect("it was there");
+    let damages: [&dyn Fn(&Path); 3] = [&cut, &flip, &remove];
+    for damage in damages {
+        let scratch = Scratch::new();
+        let (mut store, before) = killed_member(&scratch).await;
+        store.members[0].process.start_again();
+        store.serves(0).await;
+        // Now everything is known to be in the state.
+        store.members[0].process.terminate().await;
+        let is_block_file =
+            |path: &&PathBuf| path.parent().is_some_and(|parent| parent.ends_with("blocks"));
+        let files = state_files(&store);
+        damage(files.iter().rfind(is_block_file).expect("the records are somewhere"));
+        starts_with_everything(&mut store, &before).await;
+        let log = store.members[0].process.log();
+        assert_eq!(log.matches("the state is set aside and rebuilt").count(), 1, "{log}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_byte_in_the_log_is_refused_by_name() {
     let scratch = Scratch::new();

@@ -48,6 +48,10 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
+    fn reclaim(&self) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+
     fn size_bytes(&self) -> Result<u64, EngineError> {
         let map = self.map.read();
         Ok(map.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum())

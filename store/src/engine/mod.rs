@@ -6,6 +6,7 @@
 //! [`crate::mvcc::StateDir`]). It knows nothing of revisions; [`crate::mvcc`] decides what stands
 //! under which key.
 
+mod block_files;
 mod blocks;
 #[cfg(test)]
 mod memory;
@@ -20,7 +21,7 @@ use bytes::Bytes;
 
 #[cfg(test)]
 pub(crate) use self::memory::MemoryEngine;
-pub(crate) use self::sled::{MAX_VALUE_BYTES, SledEngine};
+pub(crate) use self::sled::SledEngine;
 
 /// The applied state can no longer be kept or read. Nothing was refused: the process has to end,
 /// and what it acknowledged is found again in the log.
@@ -91,6 +92,10 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
 
     /// Returns once everything written before is on the disk, as far as the engine can tell.
     fn flush(&self) -> Result<(), EngineError>;
+
+    /// Gives back a little of the room that only holds what was deleted or replaced, where that is
+    /// worth it. To be called again as long as it says true.
+    fn reclaim(&self) -> Result<bool, EngineError>;
 
     /// What the engine takes up: on disk, or in memory when it has no disk.
     fn size_bytes(&self) -> Result<u64, EngineError>;

@@ -1,69 +1,103 @@
-//! The engine on sled 0.34.7, with what its habits ask for.
+//! The engine: sled 0.34.7, with what its habits ask for, and beside it the files of its blocks.
 //!
+//! Keys below [`blocks::FIRST_KEY`], which are few and change in place, stand in sled with their
+//! values. All others stand in [`blocks`], which lie in [files of their own](super::block_files);
+//! sled is the index of these: it has each block's place under the key that the block is kept under,
+//! and changes the places of a whole batch at once, together with the keys of the first kind.
+//!
+//! ```text
+//! sled:    04 -> 00 00 00 00 00 00 00 0b          blocks/0000000000000001
+//!          10 00 07 -> file 1, from 0 on    --->  [10 00 07: …][10 00 08: …][10 00 09: …]
+//!          10 00 0a -> file 1, from 96 on   --->  [10 00 0a: …][10 00 0b: …]
+//! ```
+//! Values in sled itself would be written four to five times each until they lie in their place, and
+//! take nearly twice their length there.
+//!
+//! * A block is on the disk before a flush hands its place to sled's file. If sled has written a place
+//!   by itself and the power goes, the block may be missing: that is damage, and found as such.
+//! * `flush` of sled only hands the bytes to the kernel, so [`SledEngine::flush`] syncs the file itself.
 //! * sled writes a leaf page as one piece, and a piece above a quarter of a segment goes to a blob
-//!   file that it never syncs. A page holds up to [`LEAF_ITEMS`] pairs, so a value must stay below
-//!   [`MAX_VALUE_BYTES`]; longer ones are split by the caller.
-//! * Each pair costs it some ten microseconds and its page a good part of a write, however small it
-//!   is: what comes in crowds is packed into [`blocks`].
-//! * `flush` only hands the bytes to the kernel, so [`SledEngine::flush`] syncs the file itself.
-//! * Its cache looks for what is too much only after 64 accesses to each 256th page, and each page may
-//!   be a hundred kilobytes: reading 1 GiB once left 1 GiB in memory. So what is read or written is
-//!   accessed again, as often as it is long ([`SledEngine::age_cache`]).
+//!   file that it never syncs: its values have to be short.
 //! * Garbage is collected by the background flusher only, so `flush_every_ms` stays on.
 //! * Opening damaged files may panic, and a snapshot file that was being written when the process
 //!   died makes it fail: the panic is caught, the leftover removed.
 
 use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use sled::IVec;
 
-use super::blocks::{self, Block, Change};
+use super::block_files::{BlockFile, BlockFiles, FileLimits, Place};
+use super::blocks::{self, Change, Packed};
 use super::{Engine, EngineError, Visit, WriteBatch};
+
+/// The directory of the files with blocks, beside sled's.
+const BLOCKS_DIR: &str = "blocks";
 
 /// With segments of 8 MiB a million inserts took 1.8 GB of memory, with these 0.3 GB.
 const SEGMENT_BYTES: usize = 512 * 1024;
 
-/// The most pairs that a leaf page of sled holds: it splits above 16, and a merge may add 3.
-const LEAF_ITEMS: usize = 19;
-
-/// The longest value that [`SledEngine`] should be given.
-pub(crate) const MAX_VALUE_BYTES: usize = 6 * 1024;
-
-// A full leaf with keys and framing has to fit in a quarter of a segment.
-const _: () = assert!(LEAF_ITEMS * (MAX_VALUE_BYTES + 256) < SEGMENT_BYTES / 4);
-
-/// Recent values are kept by the layer above, so pages need little of it.
+/// For sled's pages. Recent values are kept by the layer above.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// One more access to a page for so much that was read from or written to it. It takes sled a fraction
-/// of a microsecond, and 64 of them for a full page of some sixty kilobytes make the cache look.
-const BYTES_PER_ACCESS: usize = 1024;
+/// How often sled writes out its buffers by itself and collects garbage, in milliseconds. Seldom, as
+/// it does not wait for the blocks.
+const FLUSH_EVERY_MS: u64 = 10_000;
 
-/// After so many bytes of blocks, of which sled makes three times as many, its file is synced, so
-/// that a checkpoint two seconds later has no hundred megabytes to sync beside the log.
-const SYNC_BYTES: usize = 4 * 1024 * 1024;
+/// How much [`SledEngine::reclaim`] writes again at once, …
+const RECLAIM_BYTES: usize = 1 << 20;
+/// … and at how many blocks it looks.
+const RECLAIM_BLOCKS: usize = 4096;
 
-/// How often sled writes out its buffers and collects garbage, in milliseconds.
-const FLUSH_EVERY_MS: u64 = 500;
-
-/// One sled tree in a directory of its own.
+/// One sled tree in a directory of its own, and the files of its blocks.
 pub(crate) struct SledEngine {
     path: PathBuf,
     db: sled::Db,
-    /// No key that stands in a block is above this one. Held while blocks change.
-    last_key: Mutex<Vec<u8>>,
-    /// Counts the batches that may have moved pairs to another block. Held while one does, so that a
-    /// scan does not step over them.
-    moves: RwLock<u64>,
-    /// What was written in blocks since the file was synced.
-    unsynced_bytes: AtomicUsize,
+    /// Held while blocks change.
+    writer: Mutex<Writer>,
+    /// Held for reading from looking up a block's place until its file is at hand, and for writing
+    /// while a batch may move pairs.
+    layout: RwLock<Layout>,
+    /// What the files of the blocks take.
+    blocks_bytes: AtomicU64,
+}
+
+struct Writer {
+    /// No key that stands in a block is above this one.
+    last_key: Vec<u8>,
+    files: BlockFiles,
+    /// What [`SledEngine::reclaim`] is about, if anything.
+    pass: Option<Pass>,
+}
+
+struct Layout {
+    /// Counts the batches that may have moved pairs to another block, so that a scan does not step
+    /// over them.
+    moves: u64,
+    /// Every file that a place in sled may lead to.
+    files: BTreeMap<u64, Arc<BlockFile>>,
+}
+
+/// A walk over all blocks that writes again what is alive in some files.
+struct Pass {
+    files: BTreeSet<u64>,
+    /// Where to go on.
+    next: Vec<u8>,
+}
+
+/// A block, with its place and the key that it is kept under.
+struct Block {
+    start: IVec,
+    place: Place,
+    bytes: Vec<u8>,
 }
 
 /// What a batch does to blocks.
@@ -71,27 +105,40 @@ pub(crate) struct SledEngine {
 struct BlockChanges {
     /// Whether pairs may move from one block to another.
     moves: bool,
-    /// The blocks that are written: where each starts, and its length.
-    written: Vec<(Vec<u8>, usize)>,
+    removed: Vec<(IVec, Place)>,
+    added: Packed,
 }
 
 impl BlockChanges {
-    fn write(&mut self, batch: &mut sled::Batch, (start, block): Block) {
-        self.written.push((start.clone(), block.len()));
-        batch.insert(start, block);
+    /// Packs the blocks of a run of neighbours anew, with their changes.
+    fn repack(&mut self, run: &[Touched<'_>]) -> Result<(), EngineError> {
+        let mut pairs = Vec::new();
+        for Touched { old, changes } in run {
+            let block = old.as_ref().map_or(&[][..], |block| &block.bytes);
+            pairs.extend(blocks::merge(block, changes)?);
+        }
+        let start = run.first().and_then(|touched| touched.old.as_ref()).map(|old| &*old.start);
+        self.added.pack(start, pairs)?;
+        let old = run.iter().filter_map(|touched| touched.old.as_ref());
+        self.removed.extend(old.map(|block| (block.start.clone(), block.place)));
+        Ok(())
     }
 }
 
 /// A block that changes.
 struct Touched<'a> {
-    /// The key that it is kept under and what it holds; `None` if the changes are before all blocks.
-    old: Option<(IVec, IVec)>,
+    /// `None` if the changes are before all blocks.
+    old: Option<Block>,
     changes: &'a [Change],
 }
 
 impl SledEngine {
     /// Opens the engine in `path`, or starts an empty one there.
     pub(crate) fn open(path: &Path) -> Result<Self, EngineError> {
+        Self::open_with(path, FileLimits::default())
+    }
+
+    pub(super) fn open_with(path: &Path, limits: FileLimits) -> Result<Self, EngineError> {
         fs::create_dir_all(path).map_err(EngineError::io("create", path))?;
         remove_unfinished_snapshots(path)?;
         let config = sled::Config::new()
@@ -102,21 +149,28 @@ impl SledEngine {
         let db = panic::catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|panic| {
             EngineError::Panicked { path: path.to_owned(), message: panic_message(&*panic) }
         })??;
-        let last_key = match db.range(blocks::FIRST_KEY..).next_back() {
-            None => Vec::new(),
-            Some(last) => {
-                let (_, block) = last?;
-                let last = blocks::pairs(&block).last().transpose()?;
-                last.map_or(Vec::new(), |(key, _)| key.to_vec())
-            }
-        };
-        Ok(Self {
+        let mut files = BlockFiles::open(path.join(BLOCKS_DIR), limits)?;
+        let mut last = None;
+        for block in db.range(blocks::FIRST_KEY..) {
+            let (start, place) = block?;
+            let place = Place::decode(&start, &place)?;
+            files.count(&place)?;
+            last = Some((start, place));
+        }
+        let engine = Self {
             path: path.to_owned(),
             db,
-            last_key: Mutex::new(last_key),
-            moves: RwLock::new(0),
-            unsynced_bytes: AtomicUsize::new(0),
-        })
+            layout: RwLock::new(Layout { moves: 0, files: files.open_all()? }),
+            blocks_bytes: AtomicU64::new(files.size_bytes()),
+            writer: Mutex::new(Writer { last_key: Vec::new(), files, pass: None }),
+        };
+        if let Some((start, place)) = last {
+            let block = engine.read(start, place)?;
+            if let Some(pair) = blocks::pairs(&block.bytes).last() {
+                engine.writer.lock().last_key = pair?.0.to_vec();
+            }
+        }
+        Ok(engine)
     }
 
     /// How many blocks there are.
@@ -126,30 +180,38 @@ impl SledEngine {
     }
 
     /// Has on the disk what sled has handed to the kernel.
-    fn sync_file(&self) -> Result<(), EngineError> {
-        self.unsynced_bytes.store(0, Ordering::Relaxed);
+    fn sync_index(&self) -> Result<(), EngineError> {
         // An fdatasync by any descriptor covers what sled wrote through its own.
         let file = self.path.join("db");
-        File::open(&file).and_then(|file| file.sync_data()).map_err(EngineError::io("sync", &file))
+        File::open(&file)
+            .and_then(|file| file.sync_data())
+            .map_err(EngineError::io("sync", &file))?;
+        File::open(&self.path)
+            .and_then(|dir| dir.sync_all())
+            .map_err(EngineError::io("sync", &self.path))
     }
 
-    /// Accesses the page of the block at `start` as often as `bytes` ask for.
-    fn age_cache(&self, start: &[u8], bytes: usize) -> Result<(), EngineError> {
-        for _ in 0..bytes / BYTES_PER_ACCESS {
-            self.db.get(start)?;
-        }
-        Ok(())
+    /// The key that the block is kept under in which `key` stands if it is there, and the block's
+    /// place.
+    fn place_of(&self, key: &[u8]) -> Result<Option<(IVec, Place)>, EngineError> {
+        let Some(found) = self.db.range(blocks::FIRST_KEY..=key).next_back() else {
+            return Ok(None);
+        };
+        let (start, place) = found?;
+        let place = Place::decode(&start, &place)?;
+        Ok(Some((start, place)))
     }
 
-    /// The block in which `key` stands if it is there, and the key that it is kept under.
-    fn block_at(&self, key: &[u8]) -> Result<Option<(IVec, IVec)>, EngineError> {
-        Ok(self.db.range(blocks::FIRST_KEY..=key).next_back().transpose()?)
+    fn read(&self, start: IVec, place: Place) -> Result<Block, EngineError> {
+        let file = self.layout.read().file(&place)?;
+        let mut bytes = Vec::new();
+        file.read(&start, &place, &mut bytes)?;
+        Ok(Block { start, place, bytes })
     }
 
-    /// Adds what `changes`, in the order of their keys, do to blocks.
+    /// What `changes`, in the order of their keys, do to blocks.
     fn change_blocks(
         &self,
-        batch: &mut sled::Batch,
         changes: &[Change],
         last_key: &mut Vec<u8>,
     ) -> Result<BlockChanges, EngineError> {
@@ -157,24 +219,10 @@ impl SledEngine {
             changes.split_at(changes.partition_point(|(key, _)| key <= last_key));
         let mut done = BlockChanges { moves: !within.is_empty(), ..BlockChanges::default() };
         for run in self.touched(within)? {
-            let mut pairs = Vec::new();
-            for Touched { old, changes } in &run {
-                let block = old.as_ref().map_or(&[][..], |(_, block)| block);
-                pairs.extend(blocks::merge(block, changes)?);
-            }
-            let mut pieces = blocks::pack(pairs)?;
-            let first = run.first().and_then(|touched| touched.old.as_ref());
-            if let (Some((start, _)), Some((key, _))) = (first, pieces.first_mut()) {
-                *key = start.to_vec();
-            }
-            for (start, _) in run.iter().filter_map(|touched| touched.old.as_ref()) {
-                batch.remove(start);
-            }
-            // Of two operations on one key the later one wins.
-            pieces.into_iter().for_each(|block| done.write(batch, block));
+            done.repack(&run)?;
         }
         let added = beyond.iter().filter_map(|(key, value)| Some((&**key, value.as_deref()?)));
-        blocks::pack(added)?.into_iter().for_each(|block| done.write(batch, block));
+        done.added.pack(None, added)?;
         if let Some((key, _)) = beyond.last() {
             last_key.clone_from(key);
         }
@@ -186,7 +234,7 @@ impl SledEngine {
         let mut runs: Vec<Vec<Touched<'a>>> = Vec::new();
         let mut neighbour: Option<IVec> = None;
         while let Some((key, _)) = changes.first() {
-            let old = self.block_at(key)?;
+            let old = self.place_of(key)?;
             let next = self.db.get_gt(key)?.map(|(next, _)| next);
             let end = next.as_ref().map_or(changes.len(), |next| {
                 changes.partition_point(|(key, _)| key.as_slice() < &**next)
@@ -195,6 +243,7 @@ impl SledEngine {
             changes = later;
             let is_neighbour =
                 old.as_ref().is_some_and(|(start, _)| neighbour.as_ref() == Some(start));
+            let old = old.map(|(start, place)| self.read(start, place)).transpose()?;
             let touched = Touched { old, changes: here };
             match runs.last_mut() {
                 Some(run) if is_neighbour => run.push(touched),
@@ -205,25 +254,62 @@ impl SledEngine {
         Ok(runs)
     }
 
+    /// Writes the new blocks to their file, and their places to sled in the place of those before,
+    /// along with the rest of `batch`.
+    fn carry_out(
+        &self,
+        files: &mut BlockFiles,
+        mut batch: sled::Batch,
+        changes: &BlockChanges,
+    ) -> Result<(), EngineError> {
+        for (start, _) in &changes.removed {
+            batch.remove(start);
+        }
+        let added = &changes.added;
+        if !added.bytes().is_empty() {
+            if let Some((number, file)) = files.begin_file()? {
+                self.layout.write().files.insert(number, file);
+            }
+            let places = files.append(added.bytes(), added.blocks())?;
+            self.blocks_bytes.store(files.size_bytes(), Ordering::Relaxed);
+            for ((start, _), place) in added.blocks().zip(places) {
+                // Of two operations on one key the later one wins.
+                batch.insert(start, &place.encode());
+            }
+        }
+        let mut layout = changes.moves.then(|| self.layout.write());
+        self.db.apply_batch(batch)?;
+        if let Some(layout) = &mut layout {
+            layout.moves += 1;
+        }
+        drop(layout);
+        for (_, place) in &changes.removed {
+            files.release(place);
+        }
+        Ok(())
+    }
+
     fn scan_blocks(&self, range: Range<&[u8]>, visit: &mut Visit<'_>) -> Result<(), EngineError> {
         // Where to go on. A block whose pairs have moved meanwhile would show some of them again.
         let mut next = range.start.to_vec();
         let mut at_moves = None;
         let mut blocks = self.db.range(range.clone());
+        let mut block = Vec::new();
         loop {
-            let block = {
-                let moves = self.moves.read();
-                if at_moves != Some(*moves) {
-                    at_moves = Some(*moves);
-                    let first = self.block_at(&next)?;
+            let (start, place, file) = {
+                let layout = self.layout.read();
+                if at_moves != Some(layout.moves) {
+                    at_moves = Some(layout.moves);
+                    let first = self.place_of(&next)?;
                     let first = first.as_ref().map_or(next.as_slice(), |(start, _)| start);
                     blocks = self.db.range(first..range.end);
                 }
-                blocks.next()
+                let Some(found) = blocks.next() else { return Ok(()) };
+                let (start, place) = found?;
+                let place = Place::decode(&start, &place)?;
+                (start, place, layout.file(&place)?)
             };
-            let Some(block) = block else { return Ok(()) };
-            let (start, block) = block?;
-            self.age_cache(&start, block.len())?;
+            file.read(&start, &place, &mut block)?;
             let mut last = None;
             for pair in blocks::pairs(&block) {
                 let (key, value) = pair?;
@@ -244,6 +330,13 @@ impl SledEngine {
                 next.push(0);
             }
         }
+    }
+}
+
+impl Layout {
+    fn file(&self, place: &Place) -> Result<Arc<BlockFile>, EngineError> {
+        let gone = || EngineError::Damaged(format!("file {} of blocks is gone", place.file));
+        self.files.get(&place.file).cloned().ok_or_else(gone)
     }
 }
 
@@ -279,8 +372,13 @@ impl Engine for SledEngine {
         if !blocks::holds(key) {
             return Ok(self.db.get(key)?.map(|value| Bytes::copy_from_slice(&value)));
         }
-        let Some((start, block)) = self.block_at(key)? else { return Ok(None) };
-        self.age_cache(&start, block.len())?;
+        let (start, place, file) = {
+            let layout = self.layout.read();
+            let Some((start, place)) = self.place_of(key)? else { return Ok(None) };
+            (start, place, layout.file(&place)?)
+        };
+        let mut block = Vec::new();
+        file.read(&start, &place, &mut block)?;
         Ok(blocks::find(&block, key)?.map(Bytes::copy_from_slice))
     }
 
@@ -315,34 +413,69 @@ impl Engine for SledEngine {
             changes.sort_by(|(a, _), (b, _)| a.cmp(b));
             changes.dedup_by(|(later, _), (kept, _)| later == kept);
         }
-        let mut last_key = self.last_key.lock();
-        let done = self.change_blocks(&mut sled_batch, &changes, &mut last_key)?;
-        let mut moves = done.moves.then(|| self.moves.write());
-        self.db.apply_batch(sled_batch)?;
-        if let Some(moves) = &mut moves {
-            **moves += 1;
-        }
-        drop((moves, last_key));
-        let mut written_bytes = 0;
-        for (start, bytes) in &done.written {
-            self.age_cache(start, *bytes)?;
-            written_bytes += bytes;
-        }
-        if self.unsynced_bytes.fetch_add(written_bytes, Ordering::Relaxed) >= SYNC_BYTES {
-            self.sync_file()?;
-        }
-        Ok(())
+        let mut writer = self.writer.lock();
+        let done = self.change_blocks(&changes, &mut writer.last_key)?;
+        self.carry_out(&mut writer.files, sled_batch, &done)
     }
 
     fn flush(&self) -> Result<(), EngineError> {
-        self.db.flush()?;
-        self.sync_file()?;
-        File::open(&self.path)
-            .and_then(|dir| dir.sync_all())
-            .map_err(EngineError::io("sync", &self.path))
+        let dead = {
+            let mut writer = self.writer.lock();
+            writer.files.sync()?;
+            self.db.flush()?;
+            writer.files.dead()
+        };
+        self.sync_index()?;
+        // From here on no crash brings back a place in them.
+        let mut writer = self.writer.lock();
+        for number in dead {
+            if self.layout.write().files.remove(&number).is_some() {
+                writer.files.remove(number)?;
+            }
+        }
+        self.blocks_bytes.store(writer.files.size_bytes(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn reclaim(&self) -> Result<bool, EngineError> {
+        let mut writer = self.writer.lock();
+        let Writer { files, pass, .. } = &mut *writer;
+        let Some(Pass { files: given_up, next }) = pass else {
+            let Some(given_up) = files.wasteful() else { return Ok(false) };
+            // It may be one of them.
+            files.end_file()?;
+            *pass = Some(Pass { files: given_up, next: blocks::FIRST_KEY.to_vec() });
+            return Ok(true);
+        };
+        let mut done = BlockChanges { moves: true, ..BlockChanges::default() };
+        let (mut run, mut bytes, mut is_last) = (Vec::new(), 0, true);
+        for (looked_at, block) in self.db.range(next.as_slice()..).enumerate() {
+            let (start, place) = block?;
+            if looked_at == RECLAIM_BLOCKS || bytes >= RECLAIM_BYTES {
+                *next = start.to_vec();
+                is_last = false;
+                break;
+            }
+            let place = Place::decode(&start, &place)?;
+            if given_up.contains(&place.file) {
+                bytes += place.len();
+                run.push(Touched { old: Some(self.read(start, place)?), changes: &[] });
+            } else {
+                done.repack(&run)?;
+                run.clear();
+            }
+        }
+        done.repack(&run)?;
+        if is_last {
+            *pass = None;
+        }
+        if !done.removed.is_empty() {
+            self.carry_out(files, sled::Batch::default(), &done)?;
+        }
+        Ok(true)
     }
 
     fn size_bytes(&self) -> Result<u64, EngineError> {
-        Ok(self.db.size_on_disk()?)
+        Ok(self.db.size_on_disk()? + self.blocks_bytes.load(Ordering::Relaxed))
     }
 }

@@ -22,8 +22,10 @@ const STEP_KEYS: usize = 128;
 const STEP_VERSIONS: usize = 4096;
 
 /// How many records leave the engine in one step. At worst each of them is in another block, which
-/// is some 1.5 MB to be written: that holds up the engine's readers for about ten milliseconds.
+/// is some 2 MB to be written.
 const STEP_RECORDS: usize = 256;
+/// No more than this either: the blocks that they stand in are in memory meanwhile.
+const STEP_BYTES: u64 = 2 << 20;
 
 /// Where the removal stands.
 #[derive(Debug)]
@@ -84,10 +86,11 @@ impl Mvcc {
         let Progress { done, garbage, is_removing, .. } = &mut work.compaction;
         if garbage.is_empty() {
             self.shared.note_removed(*done);
-            return Ok(CompactStep::Idle);
+        } else {
+            *is_removing = is_wanted || garbage.is_worthwhile(self.in_use_bytes());
         }
-        *is_removing = is_wanted || garbage.is_worthwhile(self.in_use_bytes());
-        Ok(if *is_removing { CompactStep::More } else { CompactStep::Idle })
+        let engine = Arc::clone(&self.shared.state.read().engine);
+        Ok(if *is_removing || engine.reclaim()? { CompactStep::More } else { CompactStep::Idle })
     }
 
     /// Has the records of a compaction at `revision` leave the engine even if that is not worth it.
@@ -144,7 +147,8 @@ impl Shared {
         let engine = Arc::clone(&self.state.read().engine);
         let mut batch = WriteBatch::default();
         let progress = &mut work.compaction;
-        let left = work.records - progress.garbage.take_oldest(STEP_RECORDS, &mut batch);
+        let left =
+            work.records - progress.garbage.take_oldest(STEP_RECORDS, STEP_BYTES, &mut batch);
         put_records(&mut batch, left);
         engine.write(batch)?;
         work.records = left;

@@ -163,11 +163,11 @@ impl Copy<'_> {
             let mut batch = WriteBatch::default();
             let mut last = None;
             self.source.scan(&from..end, &mut |key, value| {
-                if let Some(Key::Record { revision, part }) = Key::decode(key) {
+                if let Some(Key::Record(revision)) = Key::decode(key) {
                     if self.garbage.contains(revision) {
                         return ControlFlow::Continue(());
                     }
-                    self.records += usize::from(part == 0);
+                    self.records += 1;
                 }
                 batch.put(key.to_vec(), value.to_vec());
                 if batch.bytes() < STEP_BYTES {

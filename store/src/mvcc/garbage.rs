@@ -33,7 +33,7 @@ const MAX_RECORDS: usize = 1 << 20;
 struct Gone {
     main: i64,
     sub: u32,
-    parts: u16,
+    value_bytes: u32,
 }
 
 impl Gone {
@@ -56,11 +56,11 @@ impl Garbage {
     /// before all older ones.
     pub(super) fn add(&mut self, versions: &[Version]) {
         self.is_sorted &= versions.is_empty();
-        self.bytes += versions.iter().map(|version| version.extent.bytes()).sum::<u64>();
+        self.bytes += versions.iter().map(|version| version.record_bytes()).sum::<u64>();
         let gone = |version: &Version| Gone {
             main: version.main,
             sub: version.sub,
-            parts: version.extent.parts,
+            value_bytes: version.value_bytes,
         };
         self.records.extend(versions.iter().map(gone));
     }
@@ -85,14 +85,24 @@ impl Garbage {
         self.bytes >= MIN_BYTES.max(in_use_bytes / WORTHWHILE_PART)
     }
 
-    /// The oldest `count` records, which the caller removes. Cheap but for the first call after
-    /// [`Garbage::add`].
-    pub(super) fn take_oldest(&mut self, count: usize, batch: &mut WriteBatch) -> usize {
+    /// The oldest records, which the caller removes: at most `count` of them, and no more than `bytes`
+    /// but for a single one. Says how many. Cheap but for the first call after [`Garbage::add`].
+    pub(super) fn take_oldest(
+        &mut self,
+        count: usize,
+        bytes: u64,
+        batch: &mut WriteBatch,
+    ) -> usize {
         self.sort();
-        let left = self.records.len().saturating_sub(count);
-        let taken = self.records.len() - left;
-        for gone in self.records.drain(left..).rev() {
-            records::delete(batch, gone.revision(), gone.parts);
+        let (mut taken, mut taken_bytes) = (0, 0);
+        while taken < count
+            && let Some(gone) = self.records.pop_if(|gone| {
+                taken_bytes += u64::from(gone.value_bytes);
+                taken == 0 || taken_bytes <= bytes
+            })
+        {
+            records::delete(batch, gone.revision());
+            taken += 1;
         }
         if self.records.is_empty() {
             *self = Self::default();
@@ -118,12 +128,12 @@ impl Garbage {
 
 #[cfg(test)]
 mod tests {
-    use super::super::records::Extent;
+    use super::super::keys::RECORD_KEY_BYTES;
     use super::*;
 
     fn version(main: i64) -> Version {
-        let extent = Extent { parts: 1, last_part_bytes: 1005 };
-        Version { main, sub: 0, extent, created: main, version: 1 }
+        let value_bytes = 1024 - RECORD_KEY_BYTES as u32;
+        Version { main, sub: 0, value_bytes, created: main, version: 1 }
     }
 
     fn garbage(revisions: impl IntoIterator<Item = i64>) -> Garbage {
@@ -146,7 +156,7 @@ mod tests {
             let is_worthwhile = megabytes(garbage_mb).is_worthwhile(in_use_mb << 20);
             assert_eq!(is_worthwhile, expected, "{garbage_mb} MB of {in_use_mb} MB");
         }
-        let records = vec![Gone { main: 1, sub: 0, parts: 1 }; MAX_RECORDS - 1];
+        let records = vec![Gone { main: 1, sub: 0, value_bytes: 1 }; MAX_RECORDS - 1];
         let mut garbage = Garbage { records, ..Garbage::default() };
         assert!(!garbage.is_full());
         garbage.add(&[version(1)]);
@@ -157,7 +167,7 @@ mod tests {
     fn the_oldest_go_first_whenever_they_came() {
         let taken = |garbage: &mut Garbage, count| {
             let mut batch = WriteBatch::default();
-            (garbage.take_oldest(count, &mut batch), batch.bytes())
+            (garbage.take_oldest(count, u64::MAX, &mut batch), batch.bytes())
         };
         let mut garbage = garbage([7, 3, 5]);
         assert_eq!(taken(&mut garbage, 1).0, 1);
@@ -169,7 +179,14 @@ mod tests {
         assert_eq!(held(&garbage), [4, 5, 7, 9]);
         assert_eq!(taken(&mut garbage, 3).0, 3);
         assert_eq!(held(&garbage), [9]);
-        assert_eq!(taken(&mut garbage, 3), (1, super::super::keys::RECORD_KEY_BYTES));
+        assert_eq!(taken(&mut garbage, 3), (1, RECORD_KEY_BYTES));
         assert!(garbage.is_empty() && garbage.bytes == 0);
+    }
+
+    #[test]
+    fn long_records_go_few_at_a_time() {
+        let mut garbage = garbage(1..8);
+        let mut take = |bytes| garbage.take_oldest(5, bytes, &mut WriteBatch::default());
+        assert_eq!([take(2500), take(0), take(u64::MAX), take(0)], [2, 1, 4, 0]);
     }
 }

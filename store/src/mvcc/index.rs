@@ -14,7 +14,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 
 use super::key_range::KeyRange;
-use super::records::Extent;
+use super::keys::RECORD_KEY_BYTES;
 use super::revision::Revision;
 
 /// One write of one key.
@@ -24,8 +24,8 @@ pub(crate) struct Version {
     pub(crate) main: i64,
     /// Its place in the revision.
     pub(crate) sub: u32,
-    /// How much room its record takes in the engine.
-    pub(crate) extent: Extent,
+    /// How much room its record takes in the engine, without its key.
+    pub(crate) value_bytes: u32,
     /// The revision that created the key; 0 in a tombstone.
     pub(crate) created: i64,
     /// Counts writes since the creation, from 1; 0 in a tombstone.
@@ -35,6 +35,11 @@ pub(crate) struct Version {
 impl Version {
     pub(crate) fn revision(&self) -> Revision {
         Revision { main: self.main, sub: self.sub }
+    }
+
+    /// How much room its record takes in the engine.
+    pub(crate) fn record_bytes(&self) -> u64 {
+        RECORD_KEY_BYTES as u64 + u64::from(self.value_bytes)
     }
 
     /// Whether it is the end of the key, not a value.
@@ -246,7 +251,7 @@ impl Index {
             is_reducible
         };
         self.len += 1;
-        self.record_bytes += version.extent.bytes();
+        self.record_bytes += version.record_bytes();
         match (was_live, !version.is_tombstone()) {
             (false, true) => self.live_keys += 1,
             (true, false) => self.live_keys -= 1,
@@ -301,7 +306,7 @@ impl Index {
             self.reducible.shrink_to(2 * self.reducible.len());
         }
         self.len -= removed.len();
-        self.record_bytes -= removed.iter().map(|version| version.extent.bytes()).sum::<u64>();
+        self.record_bytes -= removed.iter().map(|version| version.record_bytes()).sum::<u64>();
         Removed { versions: removed, keys_left }
     }
 }
@@ -310,7 +315,7 @@ impl Index {
 mod tests {
     use super::*;
 
-    const EXTENT: Extent = Extent { parts: 1, last_part_bytes: 81 };
+    const VALUE_BYTES: u32 = 83;
 
     /// A history from its revisions; a negative one is a deletion.
     fn index(revisions: &[i64]) -> Index {
@@ -323,7 +328,10 @@ mod tests {
             }
             version = if *revision < 0 { 0 } else { version + 1 };
             let of = if version == 0 { 0 } else { created };
-            index.insert(b"k", Version { main, sub: 0, extent: EXTENT, created: of, version });
+            index.insert(
+                b"k",
+                Version { main, sub: 0, value_bytes: VALUE_BYTES, created: of, version },
+            );
         }
         index
     }
@@ -331,7 +339,7 @@ mod tests {
     #[test]
     fn it_tells_when_a_narrow_range_was_written_next() {
         let mut index = index(&[2, 3, -4, 9]);
-        let other = Version { main: 6, sub: 0, extent: EXTENT, created: 6, version: 1 };
+        let other = Version { main: 6, sub: 0, value_bytes: VALUE_BYTES, created: 6, version: 1 };
         index.insert(b"l", other);
         let both = KeyRange::From(Bytes::from_static(b"k"));
         let one = KeyRange::One(Bytes::from_static(b"k"));
@@ -409,7 +417,13 @@ mod tests {
             let keys = index.reducible_keys();
             assert_eq!(keys, usize::from(is_reducible), "{revisions:?} compacted at {compacted}");
             // However often it is written, it is looked at once.
-            let live = |main| Version { main, sub: 0, extent: EXTENT, created: main, version: 1 };
+            let live = |main| Version {
+                main,
+                sub: 0,
+                value_bytes: VALUE_BYTES,
+                created: main,
+                version: 1,
+            };
             index.insert(b"k", live(10));
             index.insert(b"k", live(11));
             assert_eq!(index.reducible_keys(), 1, "{revisions:?} compacted at {compacted}");
@@ -421,7 +435,8 @@ mod tests {
     #[test]
     fn what_is_overwritten_during_a_compaction_is_for_the_next_one() {
         let mut index = Index::default();
-        let version = |main| Version { main, sub: 0, extent: EXTENT, created: main, version: 1 };
+        let version =
+            |main| Version { main, sub: 0, value_bytes: VALUE_BYTES, created: main, version: 1 };
         for main in 1..=20 {
             index.insert(&[(main % 10) as u8], version(main));
         }
@@ -483,7 +498,7 @@ mod tests {
             let version = i64::from(n % 3 != 0);
             index.insert(
                 &[n],
-                Version { main: 2, sub: n.into(), extent: EXTENT, created: 2, version },
+                Version { main: 2, sub: n.into(), value_bytes: VALUE_BYTES, created: 2, version },
             );
         }
         let range = KeyRange::Between(Bytes::from_static(&[1]), Bytes::from_static(&[9]));

@@ -11,14 +11,14 @@
 //! 0x07 member       07 id:u64 BE                               peer.MemberAttributes
 //! 0x08 records      08                                         i64 BE: how many records there are
 //! 0x09 alarm        09 alarm:i32 BE member:u64 BE               peer.Alarm
-//! 0x10 record       10 revision:i64 BE sub:i64 BE part:u16 BE  see `records`
+//! 0x10 record       10 revision:i64 BE sub:i64 BE              see `records`
 //! ```
 //! Revisions are positive, so the order of the keys is the order of the writes.
 
 use super::revision::Revision;
 
 /// The version of the whole layout; an engine with another one is not read.
-pub(crate) const FORMAT_VERSION: u32 = 2;
+pub(crate) const FORMAT_VERSION: u32 = 3;
 
 const FORMAT: u8 = 0x01;
 const APPLIED: u8 = 0x02;
@@ -32,7 +32,7 @@ const ALARM: u8 = 0x09;
 const RECORD: u8 = 0x10;
 
 /// The length of a record's key.
-pub(crate) const RECORD_KEY_BYTES: usize = 1 + 8 + 8 + 2;
+pub(crate) const RECORD_KEY_BYTES: usize = 1 + 8 + 8;
 
 /// A key in the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,15 +46,10 @@ pub(crate) enum Key {
     Member(u64),
     Records,
     Alarm { alarm: i32, member_id: u64 },
-    Record { revision: Revision, part: u16 },
+    Record(Revision),
 }
 
 impl Key {
-    /// The first part of a record.
-    pub(crate) fn record(revision: Revision) -> Self {
-        Self::Record { revision, part: 0 }
-    }
-
     /// As it stands in the engine.
     pub(crate) fn encode(self) -> Vec<u8> {
         match self {
@@ -80,12 +75,11 @@ impl Key {
                 key.extend_from_slice(&member_id.to_be_bytes());
                 key
             }
-            Self::Record { revision, part } => {
+            Self::Record(revision) => {
                 let mut key = Vec::with_capacity(RECORD_KEY_BYTES);
                 key.push(RECORD);
                 key.extend_from_slice(&revision.main.to_be_bytes());
                 key.extend_from_slice(&i64::from(revision.sub).to_be_bytes());
-                key.extend_from_slice(&part.to_be_bytes());
                 key
             }
         }
@@ -107,12 +101,10 @@ impl Key {
                 alarm: i32::from_be_bytes(rest[..4].try_into().ok()?),
                 member_id: u64::from_be_bytes(rest[4..].try_into().ok()?),
             },
-            (RECORD, 18) => {
+            (RECORD, 16) => {
                 let main = i64::from_be_bytes(rest[..8].try_into().ok()?);
-                let sub = i64::from_be_bytes(rest[8..16].try_into().ok()?);
-                let part = u16::from_be_bytes(rest[16..].try_into().ok()?);
-                let revision = Revision { main, sub: u32::try_from(sub).ok()? };
-                Self::Record { revision, part }
+                let sub = i64::from_be_bytes(rest[8..].try_into().ok()?);
+                Self::Record(Revision { main, sub: u32::try_from(sub).ok()? })
             }
             _ => return None,
         })
@@ -141,7 +133,7 @@ pub(crate) fn state_bounds() -> (Vec<u8>, Vec<u8>) {
 
 /// Bounds that hold every record from `from` on, below the revision `to_main`.
 pub(crate) fn record_bounds(from: Revision, to_main: i64) -> (Vec<u8>, Vec<u8>) {
-    (Key::record(from).encode(), Key::record(Revision::first_of(to_main)).encode())
+    (Key::Record(from).encode(), Key::Record(Revision::first_of(to_main)).encode())
 }
 
 #[cfg(test)]
@@ -162,10 +154,8 @@ mod tests {
             Just(Key::Records),
             (0..=i32::MAX, any::<u64>())
                 .prop_map(|(alarm, member_id)| Key::Alarm { alarm, member_id }),
-            (0..=i64::MAX, any::<u32>(), any::<u16>()).prop_map(|(main, sub, part)| Key::Record {
-                revision: Revision { main, sub },
-                part
-            }),
+            (0..=i64::MAX, any::<u32>())
+                .prop_map(|(main, sub)| Key::Record(Revision { main, sub })),
         ]
     }
 
@@ -193,9 +183,8 @@ mod tests {
     #[test]
     fn the_layout_on_disk_is_what_it_always_was() {
         let revision = Revision { main: 0x0102, sub: 3 };
-        let record = Key::Record { revision, part: 4 };
-        let expected = [0x10, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 4];
-        assert_eq!(record.encode(), expected);
+        let expected = [0x10, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 3];
+        assert_eq!(Key::Record(revision).encode(), expected);
         assert_eq!(Key::Lease(-2).encode(), [6, 255, 255, 255, 255, 255, 255, 255, 254]);
         let meta = [
             Key::Format,

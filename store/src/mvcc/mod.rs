@@ -89,8 +89,8 @@ use crate::raft::types::{LogId, StoredMembership};
 pub(crate) struct Limits {
     /// What the recent revisions may take. It is exceeded while the engine lags behind.
     pub(crate) window_bytes: usize,
-    /// What one batch of write-behind may take, unless a single entry is larger. sled takes a batch
-    /// under a lock that holds up its readers; a few thousand records take it some ten milliseconds.
+    /// What one batch of write-behind may take, unless a single entry is larger. It is in memory three
+    /// times meanwhile: as what waits, as records, and as blocks.
     pub(crate) batch_bytes: usize,
 }
 

@@ -144,7 +144,7 @@ impl Loading {
         let version = Version {
             main: at.main,
             sub: at.sub,
-            extent: records::extent_of(&event),
+            value_bytes: records::value_bytes(&event),
             created: kv.create_revision,
             version: kv.version,
         };

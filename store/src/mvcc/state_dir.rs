@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! state/CURRENT                    names the engine that is in use: engine-0000000000000002
-//! state/engine-0000000000000002/   sled's files
+//! state/engine-0000000000000002/   sled's files, and those of the blocks
 //! state/aside-0000000000000001/    the last one that was found damaged, for whoever wants to know
 //! ```
 //! An engine is filled and made durable under a new number and then put behind `CURRENT` by a

@@ -130,9 +130,9 @@ impl<'a> WriteTxn<'a> {
                 value,
                 lease,
             });
-            let extent = records::extent_of(&event);
+            let value_bytes = records::value_bytes(&event);
             push_event(&mut self.events, event);
-            Version { main, sub, extent, created, version }
+            Version { main, sub, value_bytes, created, version }
         });
     }
 
@@ -140,8 +140,8 @@ impl<'a> WriteTxn<'a> {
     pub(super) fn delete(&mut self, key: &Bytes) {
         let main = self.begin + 1;
         let event = delete_event(key.clone(), main);
-        let extent = records::extent_of(&event);
-        let tombstone = Version { main, sub: self.next_sub(), extent, created: 0, version: 0 };
+        let value_bytes = records::value_bytes(&event);
+        let tombstone = Version { main, sub: self.next_sub(), value_bytes, created: 0, version: 0 };
         self.shared.state.write().index.insert(key, tombstone);
         push_event(&mut self.events, event);
     }

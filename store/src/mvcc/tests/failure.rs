@@ -43,6 +43,11 @@ impl Engine for Failing {
         self.inner.flush()
     }
 
+    fn reclaim(&self) -> Result<bool, EngineError> {
+        self.check()?;
+        self.inner.reclaim()
+    }
+
     fn size_bytes(&self) -> Result<u64, EngineError> {
         self.inner.size_bytes()
     }

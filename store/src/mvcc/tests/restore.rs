@@ -122,7 +122,7 @@ fn a_snapshot_of_an_engine_that_lost_a_record_is_refused() {
     furnish(&mvcc);
     mvcc.flush().unwrap();
     let mut batch = crate::engine::WriteBatch::default();
-    batch.delete(keys::Key::record(Revision::first_of(130)).encode());
+    batch.delete(keys::Key::Record(Revision::first_of(130)).encode());
     engine.get().write(batch).unwrap();
     let error = mvcc.write_snapshot(&snapshots).unwrap_err();
     assert!(error.to_string().contains("records instead of"), "{error}");
@@ -272,7 +272,7 @@ fn an_engine_that_lost_a_record_is_not_moved() {
     furnish(&mvcc);
     mvcc.flush().unwrap();
     let mut batch = crate::engine::WriteBatch::default();
-    batch.delete(keys::Key::record(Revision::first_of(130)).encode());
+    batch.delete(keys::Key::Record(Revision::first_of(130)).encode());
     engine.get().write(batch).unwrap();
     let error = mvcc.move_to(TestEngine::memory().get(), || false, || Ok(true)).unwrap_err();
     assert!(error.to_string().contains("records instead of"), "{error}");
