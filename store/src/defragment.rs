@@ -7,8 +7,10 @@ use tonic::Status;
 use crate::member::Member;
 use crate::mvcc::Moved;
 
-/// A fresh engine takes up to so many times what its records do, for its pages and its own log.
-const FRESH_ENGINE_FACTOR: u64 = 2;
+/// A fresh engine takes this part more than its records do, for lengths and its index, …
+const FRESH_ENGINE_PART: u64 = 4;
+/// … and so much in any case.
+const FRESH_ENGINE_BYTES: u64 = 4 << 20;
 
 impl Member {
     /// Rewrites the state's files. It goes on to its end also if nobody waits for it any more; who
@@ -17,7 +19,8 @@ impl Member {
         let turn = Arc::clone(&self.defragmenting).lock_owned().await;
         let (mvcc, state_dir, stop) =
             (self.mvcc.clone(), Arc::clone(&self.state_dir), self.stop.clone());
-        let needed_bytes = self.mvcc.in_use_bytes().saturating_mul(FRESH_ENGINE_FACTOR);
+        let in_use_bytes = self.mvcc.in_use_bytes();
+        let needed_bytes = in_use_bytes + in_use_bytes / FRESH_ENGINE_PART + FRESH_ENGINE_BYTES;
         let space = Arc::clone(&self.space);
         let check = tokio::task::spawn_blocking(move || space.check_rewrite(needed_bytes));
         check

@@ -24,8 +24,11 @@ const BATCHES_AT_ONCE: usize = 16;
 /// An engine that has not taken them by then hangs.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(60);
 const COMPACTION_INTERVAL: Duration = Duration::from_millis(100);
-/// After each step of one, which may take as long, so that writes find the state's lock free.
+/// The least after each step of one, so that writes find the state's lock free. A step that took
+/// longer is followed by as long a pause, so that the log has the disk for half of the time.
 const COMPACTION_PAUSE: Duration = Duration::from_micros(100);
+/// After so long it is looked whether the member is to stop.
+const COMPACTION_AT_ONCE: Duration = Duration::from_secs(1);
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 /// On a disk that is nearly full, a snapshot is taken for so much log: a segment.
 const LOW_DISK_LOG_BYTES: u64 = 16 << 20;
@@ -100,20 +103,28 @@ pub(crate) enum Checkpoint {
     Failed,
 }
 
-/// Removes what compactions left behind, in small steps. Ends when the engine fails.
+/// Removes what compactions left behind, and gives back the room that it took, in small steps. Ends
+/// when the engine fails.
 pub(crate) async fn compact(mvcc: Mvcc) -> Error {
     let mut interval = tokio::time::interval(COMPACTION_INTERVAL);
     loop {
         interval.tick().await;
         let compacting = mvcc.clone();
         let steps = blocking(move || {
-            while compacting.compact_step().map_err(std::io::Error::other)? == CompactStep::More {
-                std::thread::park_timeout(COMPACTION_PAUSE);
+            let begun = Instant::now();
+            while begun.elapsed() < COMPACTION_AT_ONCE {
+                let step_begun = Instant::now();
+                if compacting.compact_step().map_err(std::io::Error::other)? != CompactStep::More {
+                    return Ok(true);
+                }
+                std::thread::park_timeout(step_begun.elapsed().max(COMPACTION_PAUSE));
             }
-            Ok(())
+            Ok(false)
         });
-        if let Err(error) = steps.await {
-            return Error::write("the state", error);
+        match steps.await {
+            Ok(true) => {}
+            Ok(false) => interval.reset_immediately(),
+            Err(error) => return Error::write("the state", error),
         }
     }
 }

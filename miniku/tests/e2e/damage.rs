@@ -47,7 +47,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The files of sled.
+/// The files of the state, sled's among them.
 fn state_files(store: &Store) -> Vec<PathBuf> {
     let files = files(&store.members[0].data_dir.join("state"));
     assert!(files.iter().any(|path| path.ends_with("db")), "sled's files are not in {files:?}");

@@ -4,14 +4,14 @@
 //! blocks/0000000000000001   [block][block][block]…      full
 //! blocks/0000000000000002   [block][block]              the newest; what is written goes behind it
 //!
-//! a place, as the index has it:
+//! a handle, as the index has it:
 //!     file: u64 BE | offset: u64 BE | length: u32 BE | checksum: u32 BE
 //! ```
-//! The checksum covers the block and the key that it is kept under, so an index that leads to the
-//! wrong place is found out as well as a file that has lost something. A block is never changed: what
-//! takes its place is written elsewhere, and the old one is dead. A file of which nothing is in use
-//! any more is removed once no crash can bring back an index that leads to it; one that is worth it
-//! is given up, by writing again what is alive in it ([`BlockFiles::wasteful`]).
+//! The checksum covers the block and the key that it is kept under, so an index that leads elsewhere is
+//! found out as well as a file that has lost something. A block is never changed: what stands for it is
+//! written behind the others, and the old one is dead. A file without live blocks is removed once no
+//! crash can bring back an index that leads to it; one that is worth it is given up, by writing again
+//! what is live in it ([`BlockFiles::wasteful`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -23,11 +23,7 @@ use std::sync::Arc;
 
 use super::EngineError;
 
-/// After so many bytes a file is synced, so that a checkpoint has no hundred megabytes to sync beside
-/// the log.
-const SYNC_BYTES: u64 = 4 << 20;
-
-/// What is dead may be this part of what is alive: one half.
+/// What is dead may be this part of what is live: one half.
 const WASTE_PART: u64 = 2;
 
 /// A file is given up if at least this part of it is dead: a quarter.
@@ -38,26 +34,26 @@ const WASTEFUL_FILE_PART: u64 = 4;
 pub(super) struct FileLimits {
     /// A file that has become so long takes no more.
     pub(super) file_bytes: u64,
-    /// Less that is dead is not worth writing anything again, however little is alive.
+    /// Less that is dead is not worth writing anything again, however little is live.
     pub(super) waste_min_bytes: u64,
 }
 
 impl Default for FileLimits {
     fn default() -> Self {
-        Self { file_bytes: 16 << 20, waste_min_bytes: 8 << 20 }
+        Self { file_bytes: 64 << 20, waste_min_bytes: 8 << 20 }
     }
 }
 
 /// Where a block stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct BlockHandle {
     pub(super) file: u64,
     offset: u64,
     len: u32,
     checksum: u32,
 }
 
-impl Place {
+impl BlockHandle {
     const BYTES: usize = 24;
 
     /// As it stands in the index.
@@ -72,7 +68,10 @@ impl Place {
 
     /// What the index has under `start`.
     pub(super) fn decode(start: &[u8], bytes: &[u8]) -> Result<Self, EngineError> {
-        let damaged = || EngineError::Damaged(format!("the block {start:02x?} has no place"));
+        let damaged = || {
+            let text = format!("the block {start:02x?} has no handle that this version knows");
+            EngineError::Damaged(text)
+        };
         let (file, rest) = bytes.split_first_chunk::<8>().ok_or_else(damaged)?;
         let (offset, rest) = rest.split_first_chunk::<8>().ok_or_else(damaged)?;
         let (len, rest) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
@@ -99,23 +98,23 @@ pub(super) struct BlockFile {
 }
 
 impl BlockFile {
-    /// Reads the block that the index has under `start` into `buffer`, in the place of what was there.
+    /// Reads the block that the index has under `start` into `buffer`, whatever was in it.
     pub(super) fn read(
         &self,
         start: &[u8],
-        place: &Place,
+        handle: &BlockHandle,
         buffer: &mut Vec<u8>,
     ) -> Result<(), EngineError> {
         let damaged = |what: &str| {
-            let (path, offset) = (self.path.display(), place.offset);
+            let (path, offset) = (self.path.display(), handle.offset);
             EngineError::Damaged(format!("the block {start:02x?} at {offset} of {path} {what}"))
         };
-        buffer.resize(place.len(), 0);
-        self.file.read_exact_at(buffer, place.offset).map_err(|error| match error.kind() {
+        buffer.resize(handle.len(), 0);
+        self.file.read_exact_at(buffer, handle.offset).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => damaged("is cut off"),
             _ => EngineError::io("read", &self.path)(error),
         })?;
-        if checksum(start, buffer) == place.checksum {
+        if checksum(start, buffer) == handle.checksum {
             Ok(())
         } else {
             Err(damaged("is not what was written there"))
@@ -131,21 +130,13 @@ fn checksum(start: &[u8], block: &[u8]) -> u32 {
 #[derive(Clone, Copy, Debug, Default)]
 struct Usage {
     len_bytes: u64,
-    alive_bytes: u64,
+    live_bytes: u64,
 }
 
 impl Usage {
     fn dead_bytes(self) -> u64 {
-        self.len_bytes - self.alive_bytes
+        self.len_bytes - self.live_bytes
     }
-}
-
-/// The file that is appended to.
-#[derive(Debug)]
-struct Newest {
-    number: u64,
-    file: Arc<BlockFile>,
-    unsynced_bytes: u64,
 }
 
 /// All files with blocks, and what is in use of each.
@@ -154,173 +145,147 @@ pub(super) struct BlockFiles {
     dir: PathBuf,
     limits: FileLimits,
     usage: BTreeMap<u64, Usage>,
-    newest: Option<Newest>,
-    /// Whether a file was made that its directory may forget.
-    is_dir_unsynced: bool,
+    /// The file that is appended to.
+    newest: Option<(u64, Arc<BlockFile>)>,
+    /// What the next file is called. A number is used once while the engine is open.
+    next_number: u64,
 }
 
 impl BlockFiles {
-    /// The files in `dir`, of which nothing is known to be in use yet. What comes now goes to a new
-    /// one: how the newest ends is not known either.
-    pub(super) fn open(dir: PathBuf, limits: FileLimits) -> Result<Self, EngineError> {
+    /// The files in `dir`, of which nothing is known to be in use yet; and all of them for reading.
+    pub(super) fn open(
+        dir: PathBuf,
+        limits: FileLimits,
+    ) -> Result<(Self, BTreeMap<u64, Arc<BlockFile>>), EngineError> {
         fs::create_dir_all(&dir).map_err(EngineError::io("create", &dir))?;
-        let mut usage = BTreeMap::new();
+        let (mut usage, mut files) = (BTreeMap::new(), BTreeMap::new());
         for file in fs::read_dir(&dir).map_err(EngineError::io("list", &dir))? {
-            let file = file.map_err(EngineError::io("list", &dir))?;
-            if let Some(number) = file.file_name().to_str().and_then(|name| name.parse().ok()) {
-                let path = file.path();
-                let len_bytes = file.metadata().map_err(EngineError::io("look at", &path))?.len();
-                usage.insert(number, Usage { len_bytes, alive_bytes: 0 });
-            }
+            let name = file.map_err(EngineError::io("list", &dir))?.file_name();
+            let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            let path = dir.join(name);
+            let file = OpenOptions::new().read(true).write(true).open(&path);
+            let file = file.map_err(EngineError::io("open", &path))?;
+            let len_bytes = file.metadata().map_err(EngineError::io("look at", &path))?.len();
+            usage.insert(number, Usage { len_bytes, live_bytes: 0 });
+            files.insert(number, Arc::new(BlockFile { path, file }));
         }
-        Ok(Self { dir, limits, usage, newest: None, is_dir_unsynced: true })
-    }
-
-    /// All of them, for reading.
-    pub(super) fn open_all(&self) -> Result<BTreeMap<u64, Arc<BlockFile>>, EngineError> {
-        let open = |number: &u64| {
-            let path = self.path(*number);
-            let file = File::open(&path).map_err(EngineError::io("open", &path))?;
-            Ok((*number, Arc::new(BlockFile { path, file })))
-        };
-        self.usage.keys().map(open).collect()
+        // Whatever it ends with, what comes now goes behind that.
+        let newest = files.last_key_value().map(|(number, file)| (*number, Arc::clone(file)));
+        let next_number = newest.as_ref().map_or(1, |(number, _)| number + 1);
+        Ok((Self { dir, limits, usage, newest, next_number }, files))
     }
 
     /// Counts in a block that the index leads to.
-    pub(super) fn count(&mut self, place: &Place) -> Result<(), EngineError> {
-        let end = place.offset.checked_add(place.len.into());
-        match self.usage.get_mut(&place.file) {
+    pub(super) fn count(&mut self, handle: &BlockHandle) -> Result<(), EngineError> {
+        let end = handle.offset.checked_add(handle.len.into());
+        match self.usage.get_mut(&handle.file) {
             Some(usage) if end.is_some_and(|end| end <= usage.len_bytes) => {
-                usage.alive_bytes += u64::from(place.len);
+                usage.live_bytes += u64::from(handle.len);
                 Ok(())
             }
             Some(usage) => {
-                let text = format!("file {} of blocks ends at {}", place.file, usage.len_bytes);
+                let text = format!("file {} of blocks ends at {}", handle.file, usage.len_bytes);
                 Err(EngineError::Damaged(text))
             }
-            None => Err(EngineError::Damaged(format!("file {} of blocks is gone", place.file))),
+            None => Err(EngineError::Damaged(format!("file {} of blocks is gone", handle.file))),
         }
     }
 
     /// Counts out a block that the index no longer leads to.
-    pub(super) fn release(&mut self, place: &Place) {
-        if let Some(usage) = self.usage.get_mut(&place.file) {
-            usage.alive_bytes -= u64::from(place.len);
+    pub(super) fn release(&mut self, handle: &BlockHandle) {
+        if let Some(usage) = self.usage.get_mut(&handle.file) {
+            usage.live_bytes -= u64::from(handle.len);
         }
     }
 
     /// Begins another file if there is none that takes more. Gives it for reading.
     pub(super) fn begin_file(&mut self) -> Result<Option<(u64, Arc<BlockFile>)>, EngineError> {
-        let is_full = |newest: &Newest| self.len_bytes(newest.number) >= self.limits.file_bytes;
-        if self.newest.as_ref().is_some_and(|newest| !is_full(newest)) {
+        let is_full = |number: &u64| self.usage_of(*number).len_bytes >= self.limits.file_bytes;
+        if self.newest.as_ref().is_some_and(|(number, _)| !is_full(number)) {
             return Ok(None);
         }
-        self.end_file()?;
-        let number = self.usage.keys().next_back().map_or(1, |last| last + 1);
-        let path = self.path(number);
+        let number = self.next_number;
+        let path = self.dir.join(file_name(number));
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(EngineError::io("create", &path))?;
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(EngineError::io("sync", &self.dir))?;
+        self.next_number += 1;
         let file = Arc::new(BlockFile { path, file });
-        self.is_dir_unsynced = true;
         self.usage.insert(number, Usage::default());
-        self.newest = Some(Newest { number, file: Arc::clone(&file), unsynced_bytes: 0 });
+        self.newest = Some((number, Arc::clone(&file)));
         Ok(Some((number, file)))
     }
 
-    /// Leaves the newest file as it is.
-    pub(super) fn end_file(&mut self) -> Result<(), EngineError> {
-        self.sync_file()?;
+    /// Has what comes next go to another file.
+    pub(super) fn end_file(&mut self) {
         self.newest = None;
-        Ok(())
     }
 
-    /// Writes `bytes` to the file that was [begun](Self::begin_file), and says where each of `blocks`
-    /// in it then stands. All of them count as in use.
+    /// Writes `bytes` to the file that was [begun](Self::begin_file) and syncs it. Says where each of
+    /// `blocks` in it then stands; they count as in use.
     pub(super) fn append<'a>(
         &mut self,
         bytes: &[u8],
         blocks: impl Iterator<Item = (&'a [u8], Range<usize>)>,
-    ) -> Result<Vec<Place>, EngineError> {
-        let newest = self.newest.as_mut().expect("begin_file was called before");
-        let usage = self.usage.entry(newest.number).or_default();
+    ) -> Result<Vec<BlockHandle>, EngineError> {
+        let (number, newest) = self.newest.as_ref().expect("begin_file was called before");
+        let usage = self.usage.entry(*number).or_default();
         let begin = usage.len_bytes;
-        let BlockFile { path, file } = &*newest.file;
+        let BlockFile { path, file } = &**newest;
         file.write_all_at(bytes, begin).map_err(EngineError::io("write", path))?;
+        file.sync_data().map_err(EngineError::io("sync", path))?;
         usage.len_bytes += bytes.len() as u64;
-        newest.unsynced_bytes += bytes.len() as u64;
-        let mut places = Vec::new();
+        let mut handles = Vec::new();
         for (start, at) in blocks {
             let block = &bytes[at.clone()];
             let too_long =
                 |_| EngineError::Damaged(format!("a block of {} bytes is too long", block.len()));
             let len = u32::try_from(block.len()).map_err(too_long)?;
-            usage.alive_bytes += u64::from(len);
-            places.push(Place {
-                file: newest.number,
+            usage.live_bytes += u64::from(len);
+            handles.push(BlockHandle {
+                file: *number,
                 offset: begin + at.start as u64,
                 len,
                 checksum: checksum(start, block),
             });
         }
-        if newest.unsynced_bytes >= SYNC_BYTES {
-            self.sync_file()?;
-        }
-        Ok(places)
+        Ok(handles)
     }
 
-    fn sync_file(&mut self) -> Result<(), EngineError> {
-        let Some(newest) = &mut self.newest else { return Ok(()) };
-        if newest.unsynced_bytes > 0 {
-            let BlockFile { path, file } = &*newest.file;
-            file.sync_data().map_err(EngineError::io("sync", path))?;
-            newest.unsynced_bytes = 0;
+    /// The files without live blocks.
+    pub(super) fn dead(&mut self) -> Vec<u64> {
+        let is_dead = |usage: &Usage| usage.live_bytes == 0;
+        let newest = self.newest.as_ref().map(|(number, _)| self.usage_of(*number));
+        if newest.is_some_and(|newest| is_dead(&newest) && newest.len_bytes > 0) {
+            self.end_file();
         }
-        Ok(())
-    }
-
-    /// Has on the disk everything that was appended.
-    pub(super) fn sync(&mut self) -> Result<(), EngineError> {
-        self.sync_file()?;
-        if self.is_dir_unsynced {
-            File::open(&self.dir)
-                .and_then(|dir| dir.sync_all())
-                .map_err(EngineError::io("sync", &self.dir))?;
-            self.is_dir_unsynced = false;
-        }
-        Ok(())
-    }
-
-    /// The files of which nothing is in use any more.
-    pub(super) fn dead(&self) -> Vec<u64> {
-        let newest = self.newest.as_ref().map(|newest| newest.number);
-        let dead = self
-            .usage
-            .iter()
-            .filter(|(number, usage)| usage.alive_bytes == 0 && Some(**number) != newest);
+        let newest = self.newest.as_ref().map(|(number, _)| *number);
+        let dead =
+            self.usage.iter().filter(|(number, usage)| is_dead(usage) && Some(**number) != newest);
         dead.map(|(number, _)| *number).collect()
     }
 
-    /// Removes a file. Whoever has it open can still read it.
-    pub(super) fn remove(&mut self, number: u64) -> Result<(), EngineError> {
-        let path = self.path(number);
-        fs::remove_file(&path).map_err(EngineError::io("remove", &path))?;
+    /// No longer counts a dead file, which the caller removes. Whoever has it open can still read it.
+    pub(super) fn forget(&mut self, number: u64) -> PathBuf {
         self.usage.remove(&number);
-        Ok(())
+        self.dir.join(file_name(number))
     }
 
-    /// The files to give up, once what is dead in all of them takes half of what is alive:
+    /// The files to give up, once what is dead in all of them takes half of what is live:
     ///
     /// ```text
-    /// alive 100 MB, dead 40 MB: none
-    /// alive 100 MB, dead 50 MB: those of which a quarter or more is dead
+    /// live 100 MB, dead 40 MB: none
+    /// live 100 MB, dead 50 MB: those of which a quarter or more is dead
     /// ```
-    /// So each byte that is written again stands for about one that has died.
+    /// So at most three bytes are written again for each that is given back.
     pub(super) fn wasteful(&self) -> Option<BTreeSet<u64>> {
         // The others go by themselves.
-        let used = || self.usage.iter().filter(|(_, usage)| usage.alive_bytes > 0);
-        let alive: u64 = used().map(|(_, usage)| usage.alive_bytes).sum();
+        let used = || self.usage.iter().filter(|(_, usage)| usage.live_bytes > 0);
+        let live: u64 = used().map(|(_, usage)| usage.live_bytes).sum();
         let dead: u64 = used().map(|(_, usage)| usage.dead_bytes()).sum();
-        if dead < self.limits.waste_min_bytes.max(alive / WASTE_PART) {
+        if dead < self.limits.waste_min_bytes.max(live / WASTE_PART) {
             return None;
         }
         let is_wasteful =
@@ -328,16 +293,16 @@ impl BlockFiles {
         Some(used().filter(|(_, usage)| is_wasteful(usage)).map(|(number, _)| *number).collect())
     }
 
+    fn usage_of(&self, number: u64) -> Usage {
+        self.usage.get(&number).copied().unwrap_or_default()
+    }
+
     /// What all of them take.
     pub(super) fn size_bytes(&self) -> u64 {
         self.usage.values().map(|usage| usage.len_bytes).sum()
     }
+}
 
-    fn len_bytes(&self, number: u64) -> u64 {
-        self.usage.get(&number).map_or(0, |usage| usage.len_bytes)
-    }
-
-    fn path(&self, number: u64) -> PathBuf {
-        self.dir.join(format!("{number:016}"))
-    }
+fn file_name(number: u64) -> String {
+    format!("{number:016}")
 }

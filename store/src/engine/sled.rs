@@ -1,20 +1,20 @@
 //! The engine: sled 0.34.7, with what its habits ask for, and beside it the files of its blocks.
 //!
 //! Keys below [`blocks::FIRST_KEY`], which are few and change in place, stand in sled with their
-//! values. All others stand in [`blocks`], which lie in [files of their own](super::block_files);
-//! sled is the index of these: it has each block's place under the key that the block is kept under,
-//! and changes the places of a whole batch at once, together with the keys of the first kind.
+//! values. All others stand in [`blocks`], which lie in [files of their own](super::block_files).
+//! sled is the index of these: under the key that a block is kept under it has the block's handle. The
+//! handles of a whole batch change at once, together with the keys of the first kind.
 //!
 //! ```text
 //! sled:    04 -> 00 00 00 00 00 00 00 0b          blocks/0000000000000001
 //!          10 00 07 -> file 1, from 0 on    --->  [10 00 07: …][10 00 08: …][10 00 09: …]
 //!          10 00 0a -> file 1, from 96 on   --->  [10 00 0a: …][10 00 0b: …]
 //! ```
-//! Values in sled itself would be written four to five times each until they lie in their place, and
+//! Values in sled itself would be written four to five times each until they lie where they stay, and
 //! take nearly twice their length there.
 //!
-//! * A block is on the disk before a flush hands its place to sled's file. If sled has written a place
-//!   by itself and the power goes, the block may be missing: that is damage, and found as such.
+//! * sled hands a batch to the kernel when the next one comes, so blocks are on the disk before sled
+//!   hears of them: it may forget a handle, but never has one of a block that is not there.
 //! * `flush` of sled only hands the bytes to the kernel, so [`SledEngine::flush`] syncs the file itself.
 //! * sled writes a leaf page as one piece, and a piece above a quarter of a segment goes to a blob
 //!   file that it never syncs: its values have to be short.
@@ -35,7 +35,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use sled::IVec;
 
-use super::block_files::{BlockFile, BlockFiles, FileLimits, Place};
+use super::block_files::{BlockFile, BlockFiles, BlockHandle, FileLimits};
 use super::blocks::{self, Change, Packed};
 use super::{Engine, EngineError, Visit, WriteBatch};
 
@@ -48,23 +48,32 @@ const SEGMENT_BYTES: usize = 512 * 1024;
 /// For sled's pages. Recent values are kept by the layer above.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// How often sled writes out its buffers by itself and collects garbage, in milliseconds. Seldom, as
-/// it does not wait for the blocks.
+/// How often sled collects garbage, in milliseconds, and syncs its file beside our checkpoints.
 const FLUSH_EVERY_MS: u64 = 10_000;
 
-/// How much [`SledEngine::reclaim`] writes again at once, …
-const RECLAIM_BYTES: usize = 1 << 20;
-/// … and at how many blocks it looks.
-const RECLAIM_BLOCKS: usize = 4096;
+/// How much is written again at once to give up files.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StepLimits {
+    pub(super) bytes: usize,
+    /// At so many blocks it looks.
+    pub(super) blocks: usize,
+}
+
+impl Default for StepLimits {
+    fn default() -> Self {
+        Self { bytes: 1 << 20, blocks: 4096 }
+    }
+}
 
 /// One sled tree in a directory of its own, and the files of its blocks.
 pub(crate) struct SledEngine {
     path: PathBuf,
     db: sled::Db,
-    /// Held while blocks change.
+    step: StepLimits,
+    /// Held while blocks change; taken before `layout`.
     writer: Mutex<Writer>,
-    /// Held for reading from looking up a block's place until its file is at hand, and for writing
-    /// while a batch may move pairs.
+    /// Held for reading from looking up a block's handle until its file is at hand, and for writing
+    /// while a batch may move pairs or the set of files changes.
     layout: RwLock<Layout>,
     /// What the files of the blocks take.
     blocks_bytes: AtomicU64,
@@ -82,7 +91,7 @@ struct Layout {
     /// Counts the batches that may have moved pairs to another block, so that a scan does not step
     /// over them.
     moves: u64,
-    /// Every file that a place in sled may lead to.
+    /// Every file that a handle in sled may lead to.
     files: BTreeMap<u64, Arc<BlockFile>>,
 }
 
@@ -93,10 +102,10 @@ struct Pass {
     next: Vec<u8>,
 }
 
-/// A block, with its place and the key that it is kept under.
+/// A block, with its handle and the key that it is kept under.
 struct Block {
     start: IVec,
-    place: Place,
+    handle: BlockHandle,
     bytes: Vec<u8>,
 }
 
@@ -105,7 +114,7 @@ struct Block {
 struct BlockChanges {
     /// Whether pairs may move from one block to another.
     moves: bool,
-    removed: Vec<(IVec, Place)>,
+    removed: Vec<(IVec, BlockHandle)>,
     added: Packed,
 }
 
@@ -120,7 +129,7 @@ impl BlockChanges {
         let start = run.first().and_then(|touched| touched.old.as_ref()).map(|old| &*old.start);
         self.added.pack(start, pairs)?;
         let old = run.iter().filter_map(|touched| touched.old.as_ref());
-        self.removed.extend(old.map(|block| (block.start.clone(), block.place)));
+        self.removed.extend(old.map(|block| (block.start.clone(), block.handle)));
         Ok(())
     }
 }
@@ -135,10 +144,14 @@ struct Touched<'a> {
 impl SledEngine {
     /// Opens the engine in `path`, or starts an empty one there.
     pub(crate) fn open(path: &Path) -> Result<Self, EngineError> {
-        Self::open_with(path, FileLimits::default())
+        Self::open_with(path, FileLimits::default(), StepLimits::default())
     }
 
-    pub(super) fn open_with(path: &Path, limits: FileLimits) -> Result<Self, EngineError> {
+    pub(super) fn open_with(
+        path: &Path,
+        limits: FileLimits,
+        step: StepLimits,
+    ) -> Result<Self, EngineError> {
         fs::create_dir_all(path).map_err(EngineError::io("create", path))?;
         remove_unfinished_snapshots(path)?;
         let config = sled::Config::new()
@@ -149,23 +162,24 @@ impl SledEngine {
         let db = panic::catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|panic| {
             EngineError::Panicked { path: path.to_owned(), message: panic_message(&*panic) }
         })??;
-        let mut files = BlockFiles::open(path.join(BLOCKS_DIR), limits)?;
+        let (mut files, open_files) = BlockFiles::open(path.join(BLOCKS_DIR), limits)?;
         let mut last = None;
         for block in db.range(blocks::FIRST_KEY..) {
-            let (start, place) = block?;
-            let place = Place::decode(&start, &place)?;
-            files.count(&place)?;
-            last = Some((start, place));
+            let (start, handle) = block?;
+            let handle = BlockHandle::decode(&start, &handle)?;
+            files.count(&handle)?;
+            last = Some((start, handle));
         }
         let engine = Self {
             path: path.to_owned(),
             db,
-            layout: RwLock::new(Layout { moves: 0, files: files.open_all()? }),
+            step,
+            layout: RwLock::new(Layout { moves: 0, files: open_files }),
             blocks_bytes: AtomicU64::new(files.size_bytes()),
             writer: Mutex::new(Writer { last_key: Vec::new(), files, pass: None }),
         };
-        if let Some((start, place)) = last {
-            let block = engine.read(start, place)?;
+        if let Some((start, handle)) = last {
+            let block = engine.read(start, handle)?;
             if let Some(pair) = blocks::pairs(&block.bytes).last() {
                 engine.writer.lock().last_key = pair?.0.to_vec();
             }
@@ -192,21 +206,21 @@ impl SledEngine {
     }
 
     /// The key that the block is kept under in which `key` stands if it is there, and the block's
-    /// place.
-    fn place_of(&self, key: &[u8]) -> Result<Option<(IVec, Place)>, EngineError> {
+    /// handle.
+    fn handle_of(&self, key: &[u8]) -> Result<Option<(IVec, BlockHandle)>, EngineError> {
         let Some(found) = self.db.range(blocks::FIRST_KEY..=key).next_back() else {
             return Ok(None);
         };
-        let (start, place) = found?;
-        let place = Place::decode(&start, &place)?;
-        Ok(Some((start, place)))
+        let (start, handle) = found?;
+        let handle = BlockHandle::decode(&start, &handle)?;
+        Ok(Some((start, handle)))
     }
 
-    fn read(&self, start: IVec, place: Place) -> Result<Block, EngineError> {
-        let file = self.layout.read().file(&place)?;
+    fn read(&self, start: IVec, handle: BlockHandle) -> Result<Block, EngineError> {
+        let file = self.layout.read().file(&handle)?;
         let mut bytes = Vec::new();
-        file.read(&start, &place, &mut bytes)?;
-        Ok(Block { start, place, bytes })
+        file.read(&start, &handle, &mut bytes)?;
+        Ok(Block { start, handle, bytes })
     }
 
     /// What `changes`, in the order of their keys, do to blocks.
@@ -234,7 +248,7 @@ impl SledEngine {
         let mut runs: Vec<Vec<Touched<'a>>> = Vec::new();
         let mut neighbour: Option<IVec> = None;
         while let Some((key, _)) = changes.first() {
-            let old = self.place_of(key)?;
+            let old = self.handle_of(key)?;
             let next = self.db.get_gt(key)?.map(|(next, _)| next);
             let end = next.as_ref().map_or(changes.len(), |next| {
                 changes.partition_point(|(key, _)| key.as_slice() < &**next)
@@ -243,7 +257,7 @@ impl SledEngine {
             changes = later;
             let is_neighbour =
                 old.as_ref().is_some_and(|(start, _)| neighbour.as_ref() == Some(start));
-            let old = old.map(|(start, place)| self.read(start, place)).transpose()?;
+            let old = old.map(|(start, handle)| self.read(start, handle)).transpose()?;
             let touched = Touched { old, changes: here };
             match runs.last_mut() {
                 Some(run) if is_neighbour => run.push(touched),
@@ -254,8 +268,8 @@ impl SledEngine {
         Ok(runs)
     }
 
-    /// Writes the new blocks to their file, and their places to sled in the place of those before,
-    /// along with the rest of `batch`.
+    /// Writes the new blocks to their file, and their handles to sled instead of those before, along
+    /// with the rest of `batch`.
     fn carry_out(
         &self,
         files: &mut BlockFiles,
@@ -270,11 +284,11 @@ impl SledEngine {
             if let Some((number, file)) = files.begin_file()? {
                 self.layout.write().files.insert(number, file);
             }
-            let places = files.append(added.bytes(), added.blocks())?;
+            let handles = files.append(added.bytes(), added.blocks())?;
             self.blocks_bytes.store(files.size_bytes(), Ordering::Relaxed);
-            for ((start, _), place) in added.blocks().zip(places) {
+            for ((start, _), handle) in added.blocks().zip(handles) {
                 // Of two operations on one key the later one wins.
-                batch.insert(start, &place.encode());
+                batch.insert(start, &handle.encode());
             }
         }
         let mut layout = changes.moves.then(|| self.layout.write());
@@ -283,8 +297,8 @@ impl SledEngine {
             layout.moves += 1;
         }
         drop(layout);
-        for (_, place) in &changes.removed {
-            files.release(place);
+        for (_, handle) in &changes.removed {
+            files.release(handle);
         }
         Ok(())
     }
@@ -296,20 +310,20 @@ impl SledEngine {
         let mut blocks = self.db.range(range.clone());
         let mut block = Vec::new();
         loop {
-            let (start, place, file) = {
+            let (start, handle, file) = {
                 let layout = self.layout.read();
                 if at_moves != Some(layout.moves) {
                     at_moves = Some(layout.moves);
-                    let first = self.place_of(&next)?;
+                    let first = self.handle_of(&next)?;
                     let first = first.as_ref().map_or(next.as_slice(), |(start, _)| start);
                     blocks = self.db.range(first..range.end);
                 }
                 let Some(found) = blocks.next() else { return Ok(()) };
-                let (start, place) = found?;
-                let place = Place::decode(&start, &place)?;
-                (start, place, layout.file(&place)?)
+                let (start, handle) = found?;
+                let handle = BlockHandle::decode(&start, &handle)?;
+                (start, handle, layout.file(&handle)?)
             };
-            file.read(&start, &place, &mut block)?;
+            file.read(&start, &handle, &mut block)?;
             let mut last = None;
             for pair in blocks::pairs(&block) {
                 let (key, value) = pair?;
@@ -334,9 +348,9 @@ impl SledEngine {
 }
 
 impl Layout {
-    fn file(&self, place: &Place) -> Result<Arc<BlockFile>, EngineError> {
-        let gone = || EngineError::Damaged(format!("file {} of blocks is gone", place.file));
-        self.files.get(&place.file).cloned().ok_or_else(gone)
+    fn file(&self, handle: &BlockHandle) -> Result<Arc<BlockFile>, EngineError> {
+        let gone = || EngineError::Damaged(format!("file {} of blocks is gone", handle.file));
+        self.files.get(&handle.file).cloned().ok_or_else(gone)
     }
 }
 
@@ -372,13 +386,13 @@ impl Engine for SledEngine {
         if !blocks::holds(key) {
             return Ok(self.db.get(key)?.map(|value| Bytes::copy_from_slice(&value)));
         }
-        let (start, place, file) = {
+        let (start, handle, file) = {
             let layout = self.layout.read();
-            let Some((start, place)) = self.place_of(key)? else { return Ok(None) };
-            (start, place, layout.file(&place)?)
+            let Some((start, handle)) = self.handle_of(key)? else { return Ok(None) };
+            (start, handle, layout.file(&handle)?)
         };
         let mut block = Vec::new();
-        file.read(&start, &place, &mut block)?;
+        file.read(&start, &handle, &mut block)?;
         Ok(blocks::find(&block, key)?.map(Bytes::copy_from_slice))
     }
 
@@ -419,21 +433,27 @@ impl Engine for SledEngine {
     }
 
     fn flush(&self) -> Result<(), EngineError> {
-        let dead = {
-            let mut writer = self.writer.lock();
-            writer.files.sync()?;
-            self.db.flush()?;
-            writer.files.dead()
-        };
+        let dead = self.writer.lock().files.dead();
+        self.db.flush()?;
         self.sync_index()?;
-        // From here on no crash brings back a place in them.
-        let mut writer = self.writer.lock();
-        for number in dead {
-            if self.layout.write().files.remove(&number).is_some() {
-                writer.files.remove(number)?;
+        // From here on no crash brings back a handle that leads to them.
+        let mut removed = Vec::new();
+        {
+            let mut writer = self.writer.lock();
+            let mut layout = self.layout.write();
+            for number in dead {
+                if layout.files.remove(&number).is_some() {
+                    removed.push(writer.files.forget(number));
+                }
+            }
+            self.blocks_bytes.store(writer.files.size_bytes(), Ordering::Relaxed);
+        }
+        for path in removed {
+            // It is tried again when the engine is opened.
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "a file without use stays");
             }
         }
-        self.blocks_bytes.store(writer.files.size_bytes(), Ordering::Relaxed);
         Ok(())
     }
 
@@ -443,23 +463,23 @@ impl Engine for SledEngine {
         let Some(Pass { files: given_up, next }) = pass else {
             let Some(given_up) = files.wasteful() else { return Ok(false) };
             // It may be one of them.
-            files.end_file()?;
+            files.end_file();
             *pass = Some(Pass { files: given_up, next: blocks::FIRST_KEY.to_vec() });
             return Ok(true);
         };
         let mut done = BlockChanges { moves: true, ..BlockChanges::default() };
         let (mut run, mut bytes, mut is_last) = (Vec::new(), 0, true);
         for (looked_at, block) in self.db.range(next.as_slice()..).enumerate() {
-            let (start, place) = block?;
-            if looked_at == RECLAIM_BLOCKS || bytes >= RECLAIM_BYTES {
+            let (start, handle) = block?;
+            if looked_at == self.step.blocks || bytes >= self.step.bytes {
                 *next = start.to_vec();
                 is_last = false;
                 break;
             }
-            let place = Place::decode(&start, &place)?;
-            if given_up.contains(&place.file) {
-                bytes += place.len();
-                run.push(Touched { old: Some(self.read(start, place)?), changes: &[] });
+            let handle = BlockHandle::decode(&start, &handle)?;
+            if given_up.contains(&handle.file) {
+                bytes += handle.len();
+                run.push(Touched { old: Some(self.read(start, handle)?), changes: &[] });
             } else {
                 done.repack(&run)?;
                 run.clear();

@@ -7,6 +7,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::block_files::FileLimits;
+use super::sled::StepLimits;
 use super::*;
 
 fn on_both(test: impl Fn(&dyn Engine)) {
@@ -68,8 +69,15 @@ fn the_later_operation_of_a_batch_wins() {
 /// So small that a few kilobytes fill a file, and that it is soon worth giving one up.
 const SMALL_FILES: FileLimits = FileLimits { file_bytes: 20_000, waste_min_bytes: 5_000 };
 
+/// So small that no file is given up in one step.
+const SMALL_STEPS: StepLimits = StepLimits { bytes: 8_000, blocks: 5 };
+
+fn try_open_small(dir: &Path) -> Result<SledEngine, EngineError> {
+    testing::once_unlocked(|| SledEngine::open_with(dir, SMALL_FILES, SMALL_STEPS))
+}
+
 fn open_small(dir: &Path) -> SledEngine {
-    testing::once_unlocked(|| SledEngine::open_with(dir, SMALL_FILES)).unwrap()
+    try_open_small(dir).unwrap()
 }
 
 /// The numbers of the files with blocks.
@@ -115,9 +123,9 @@ proptest! {
                 }
                 engine.write(written).unwrap();
             }
-            if n % 3 == 0 {
-                while sled.reclaim().unwrap() {}
-            }
+            // A step or two, so that it is changed meanwhile.
+            sled.reclaim().unwrap();
+            sled.reclaim().unwrap();
             if n % 4 == 0 {
                 sled.flush().unwrap();
             }
@@ -259,7 +267,7 @@ fn room_comes_back_from_files_that_are_mostly_dead_and_from_those_that_all_are()
 }
 
 #[test]
-fn what_is_alive_is_not_written_again_for_a_little_that_is_dead() {
+fn what_is_live_is_not_written_again_for_a_little_that_is_dead() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open_small(dir.path());
     (0..10).for_each(|n| put(&engine, n * 4..(n + 1) * 4, 5000));
@@ -328,9 +336,8 @@ fn blocks_that_are_lost_or_changed_are_damage() {
         copy_index(dir.path(), damaged.path());
         copy_blocks(dir.path(), damaged.path());
         damage(&damaged.path().join("blocks/0000000000000004"));
-        let engine = SledEngine::open_with(damaged.path(), SMALL_FILES)?;
-        let all = collect_all(&engine)?;
-        assert_eq!(all, 100);
+        let engine = try_open_small(damaged.path())?;
+        assert_eq!(count(&engine)?, 100);
         Ok::<_, EngineError>(())
     };
     open_damaged(&|_| {}).unwrap();
@@ -356,11 +363,67 @@ fn blocks_that_are_lost_or_changed_are_damage() {
     }
 }
 
-fn collect_all(engine: &SledEngine) -> Result<usize, EngineError> {
+fn count(engine: &SledEngine) -> Result<usize, EngineError> {
     let mut count = 0;
     engine.scan(&[0x10]..&[0x11], &mut |_, _| {
         count += 1;
         ControlFlow::Continue(())
     })?;
     Ok(count)
+}
+
+#[test]
+fn a_block_that_is_cut_off_while_the_engine_is_open_is_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_small(dir.path());
+    put(&engine, 0..10, 2000);
+    let file = fs::File::options().write(true).open(dir.path().join("blocks/0000000000000001"));
+    file.unwrap().set_len(9000).unwrap();
+    assert!(engine.get(&key(1)).unwrap().is_some());
+    for result in [engine.get(&key(9)).map(drop), count(&engine).map(drop)] {
+        let error = result.unwrap_err();
+        assert!(
+            matches!(&error, EngineError::Damaged(text) if text.ends_with("is cut off")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn an_engine_that_is_opened_again_and_again_fills_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..12 {
+        put(&open_small(dir.path()), n..n + 1, 5000);
+    }
+    assert_eq!(block_files(dir.path()), [1, 2, 3]);
+    assert_eq!(numbers(&open_small(dir.path())), (0..12).collect::<Vec<_>>());
+}
+
+#[test]
+fn who_reads_while_blocks_move_and_files_go_finds_what_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open_small(dir.path());
+    let stays = |n: &u32| n.is_multiple_of(10);
+    let rounds = 30;
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for round in 0..rounds {
+                put(&engine, round * 100..(round + 1) * 100, 700);
+                delete(&engine, (round * 100..(round + 1) * 100).filter(|n| !stays(n)));
+                while engine.reclaim().unwrap() {}
+                engine.flush().unwrap();
+            }
+        });
+        while !writer.is_finished() {
+            let found = numbers(&engine);
+            assert!(found.is_sorted_by(|before, after| before < after), "{found:?}");
+            let last = found.last().map_or(0, |last| last / 100 * 100);
+            let kept: Vec<u32> = found.into_iter().filter(|n| stays(n) && *n < last).collect();
+            assert_eq!(kept, (0..last).step_by(10).collect::<Vec<_>>());
+            for n in kept {
+                assert_eq!(engine.get(&key(n)).unwrap().unwrap(), vec![n as u8; 700]);
+            }
+        }
+    });
+    assert!(blocks_bytes(dir.path()) < 2 * 210_000 + 30_000, "{}", blocks_bytes(dir.path()));
 }

@@ -126,6 +126,24 @@ fn garbage_stays_in_the_engine_until_somebody_wants_it_gone() {
 }
 
 #[test]
+fn room_on_the_disk_comes_back() {
+    let engine = TestEngine::sled();
+    let mvcc = engine.open(0);
+    let value = "x".repeat(100_000);
+    for _ in 0..3 {
+        apply(&mvcc, (0..60).map(|n| put(&format!("key-{n}"), &value)));
+    }
+    apply(&mvcc, [compact_at(mvcc.current_revision())]);
+    mvcc.flush().unwrap();
+    assert!(mvcc.size_bytes().unwrap() > 18_000_000);
+    while mvcc.compact_step().unwrap() == CompactStep::More {}
+    mvcc.flush().unwrap();
+    let bytes = mvcc.size_bytes().unwrap();
+    assert!((6_000_000..9_000_000).contains(&bytes), "{bytes} bytes for 6 MB");
+    assert_eq!(mvcc.range(&range("\0", "\0", 0)).unwrap().count, 60);
+}
+
+#[test]
 fn garbage_is_left_behind_when_the_state_moves() {
     let engine = TestEngine::memory();
     let mvcc = with_garbage(&engine);
