@@ -306,3 +306,55 @@ impl BlockFiles {
 fn file_name(number: u64) -> String {
     format!("{number:016}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which of the files, numbered from 1, are to be given up; each has a length and what is live.
+    fn wasteful(files: &[(u64, u64)]) -> Option<Vec<u64>> {
+        let usage = |(len_bytes, live_bytes): &(u64, u64)| Usage {
+            len_bytes: *len_bytes,
+            live_bytes: *live_bytes,
+        };
+        let files = BlockFiles {
+            dir: PathBuf::new(),
+            limits: FileLimits { file_bytes: 100, waste_min_bytes: 40 },
+            usage: (1..).zip(files.iter().map(usage)).collect(),
+            newest: None,
+            next_number: 1,
+        };
+        files.wasteful().map(|files| files.into_iter().collect())
+    }
+
+    #[test]
+    fn files_are_given_up_once_half_as_much_is_dead_as_is_live() {
+        let cases: [(&[(u64, u64)], Option<&[u64]>); 7] = [
+            (&[], None),
+            (&[(100, 70), (100, 70), (100, 70)], None),
+            (&[(100, 66), (100, 66), (100, 66)], Some(&[1, 2, 3])),
+            (&[(100, 76), (100, 20), (100, 75)], Some(&[2, 3])),
+            // Nothing is to be written again for these.
+            (&[(100, 0), (100, 0), (100, 90)], None),
+            // However little is live, a little is not worth it.
+            (&[(40, 1)], None),
+            (&[(41, 1)], Some(&[1])),
+        ];
+        for (files, expected) in cases {
+            assert_eq!(wasteful(files).as_deref(), expected, "{files:?}");
+        }
+    }
+
+    #[test]
+    fn a_handle_is_read_as_it_was_written() {
+        let handle = BlockHandle { file: 1, offset: 2, len: 3, checksum: 4 };
+        let bytes = handle.encode();
+        let expected =
+            [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4];
+        assert_eq!(bytes, expected);
+        assert_eq!(BlockHandle::decode(b"k", &bytes).unwrap(), handle);
+        for other in [&bytes[..23], &[&bytes[..], &[0]].concat()] {
+            assert!(BlockHandle::decode(b"k", other).is_err());
+        }
+    }
+}

@@ -95,7 +95,7 @@ struct Layout {
     files: BTreeMap<u64, Arc<BlockFile>>,
 }
 
-/// A walk over all blocks that writes again what is alive in some files.
+/// A walk over all blocks that writes again what is live in some files.
 struct Pass {
     files: BTreeSet<u64>,
     /// Where to go on.
