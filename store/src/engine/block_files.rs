@@ -349,8 +349,7 @@ mod tests {
     fn a_handle_is_read_as_it_was_written() {
         let handle = BlockHandle { file: 1, offset: 2, len: 3, checksum: 4 };
         let bytes = handle.encode();
-        let expected =
-            [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4];
+        let expected = [0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4];
         assert_eq!(bytes, expected);
         assert_eq!(BlockHandle::decode(b"k", &bytes).unwrap(), handle);
         for other in [&bytes[..23], &[&bytes[..], &[0]].concat()] {
