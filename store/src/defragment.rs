@@ -6,11 +6,7 @@ use tonic::Status;
 
 use crate::member::Member;
 use crate::mvcc::Moved;
-
-/// A fresh engine takes this part more than its records do, for lengths and its index, …
-const FRESH_ENGINE_PART: u64 = 4;
-/// … and so much in any case.
-const FRESH_ENGINE_BYTES: u64 = 4 << 20;
+use crate::space::rewritten_bytes;
 
 impl Member {
     /// Rewrites the state's files. It goes on to its end also if nobody waits for it any more; who
@@ -19,8 +15,7 @@ impl Member {
         let turn = Arc::clone(&self.defragmenting).lock_owned().await;
         let (mvcc, state_dir, stop) =
             (self.mvcc.clone(), Arc::clone(&self.state_dir), self.stop.clone());
-        let in_use_bytes = self.mvcc.in_use_bytes();
-        let needed_bytes = in_use_bytes + in_use_bytes / FRESH_ENGINE_PART + FRESH_ENGINE_BYTES;
+        let needed_bytes = rewritten_bytes(self.mvcc.in_use_bytes());
         let space = Arc::clone(&self.space);
         let check = tokio::task::spawn_blocking(move || space.check_rewrite(needed_bytes));
         check

@@ -24,10 +24,12 @@ const BATCHES_AT_ONCE: usize = 16;
 /// An engine that has not taken them by then hangs.
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(60);
 const COMPACTION_INTERVAL: Duration = Duration::from_millis(100);
-/// The least after each step of one, so that writes find the state's lock free. A step that took
-/// longer is followed by as long a pause, so that the log has the disk for half of the time.
+/// After each step of one, so that writes find the state's lock free.
 const COMPACTION_PAUSE: Duration = Duration::from_micros(100);
-/// After so long it is looked whether the member is to stop.
+/// A step that took longer is followed by as long a pause, up to this, so that the log has the disk
+/// for a part of the time.
+const COMPACTION_LONGEST_PAUSE: Duration = Duration::from_millis(5);
+/// After so long a member that is to stop can.
 const COMPACTION_AT_ONCE: Duration = Duration::from_secs(1);
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 /// On a disk that is nearly full, a snapshot is taken for so much log: a segment.
@@ -117,7 +119,8 @@ pub(crate) async fn compact(mvcc: Mvcc) -> Error {
                 if compacting.compact_step().map_err(std::io::Error::other)? != CompactStep::More {
                     return Ok(true);
                 }
-                std::thread::park_timeout(step_begun.elapsed().max(COMPACTION_PAUSE));
+                let pause = step_begun.elapsed();
+                std::thread::park_timeout(pause.clamp(COMPACTION_PAUSE, COMPACTION_LONGEST_PAUSE));
             }
             Ok(false)
         });

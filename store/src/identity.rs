@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::stable_hash;
+use crate::sync_dir::sync_dir;
 
 const FILE_NAME: &str = "member.json";
 
@@ -161,7 +162,7 @@ impl Identity {
         file.write_all(&serde_json::to_vec_pretty(self)?)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
-        fs::File::open(data_dir)?.sync_all()
+        sync_dir(data_dir)
     }
 }
 

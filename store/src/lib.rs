@@ -25,6 +25,7 @@ mod snapshot;
 mod space;
 mod start;
 mod storage;
+mod sync_dir;
 mod wal;
 mod watch;
 

@@ -56,6 +56,16 @@ const REWRITE_FACTOR: u64 = 2;
 const REWRITE_BYTES: u64 = 4 << 20;
 const REWRITE_PAUSE: Duration = Duration::from_secs(10);
 
+/// Rewritten, the state takes this part more than its records do, for lengths and the index, …
+const REWRITTEN_PART: u64 = 4;
+/// … and so much in any case.
+const REWRITTEN_BYTES: u64 = 4 << 20;
+
+/// What the state's files take once they are rewritten.
+pub(crate) fn rewritten_bytes(in_use_bytes: u64) -> u64 {
+    in_use_bytes.saturating_add(in_use_bytes / REWRITTEN_PART).saturating_add(REWRITTEN_BYTES)
+}
+
 /// How much room a member may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SpaceLimits {
@@ -115,6 +125,12 @@ struct Observed {
 }
 
 impl Observed {
+    /// Whether there is room for the state to be rewritten.
+    fn is_rewrite_possible(&self, limits: &SpaceLimits) -> bool {
+        let needed_bytes = rewritten_bytes(self.in_use_bytes).saturating_add(limits.end_below());
+        self.free_bytes.is_some_and(|free| free >= needed_bytes)
+    }
+
     /// Whether the state's files take much more than they hold.
     fn is_rewrite_worthwhile(&self) -> bool {
         self.state_bytes / REWRITE_FACTOR > self.in_use_bytes + REWRITE_BYTES
@@ -138,11 +154,11 @@ fn wanted(limits: &SpaceLimits, seen: Observed, raised: Option<Cause>) -> Option
 fn is_low(limits: &SpaceLimits, seen: Observed, raised: Option<Cause>) -> bool {
     let reserve = limits.reserve_bytes;
     let is_raised = raised == Some(Cause::Disk);
-    if is_raised && seen.free_bytes.is_some() && seen.is_rewrite_worthwhile() {
+    if is_raised && seen.is_rewrite_worthwhile() && seen.is_rewrite_possible(limits) {
         return true;
     }
     let margin = if is_raised { reserve / RESERVE_MARGIN } else { 0 };
-    // A snapshot, and the state rewritten, take as much as is in use.
+    // A snapshot takes as much as is in use, and the state rewritten little more.
     let needed = reserve.saturating_add(margin).saturating_add(seen.in_use_bytes);
     seen.free_bytes.is_some_and(|free| free < needed)
 }
@@ -428,12 +444,16 @@ mod tests {
     fn an_alarm_for_the_disk_waits_until_what_was_deleted_has_left_the_files() {
         use Cause::Disk;
         let much = REWRITE_FACTOR * (REWRITE_BYTES + 1);
+        // What the state takes when it is rewritten, and what is left for the log.
+        let enough = REWRITTEN_BYTES + 100;
         let cases = [
             // The state's files, free, raised; wanted.
-            (much, Some(500), Some(Disk), Some(Disk)),
-            (much - 1, Some(500), Some(Disk), None),
+            (much, Some(enough), Some(Disk), Some(Disk)),
+            (much - 1, Some(enough), Some(Disk), None),
+            // What cannot be rewritten is not waited for.
+            (much, Some(enough - 1), Some(Disk), None),
             // Who has room enough raises none for it.
-            (much, Some(500), None, None),
+            (much, Some(enough), None, None),
             (much, None, Some(Disk), None),
         ];
         for (state_bytes, free_bytes, raised, expected) in cases {

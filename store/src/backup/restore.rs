@@ -18,7 +18,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +35,7 @@ use crate::mvcc::{EMPTY_REVISION, LeaseInfo, NEVER_COMPACTED, Revision, delete_e
 use crate::raft::types::{LogId, MemberNode, StoredMembership};
 use crate::snapshot::SnapshotMeta;
 use crate::storage::NewData;
+use crate::sync_dir::sync_dir;
 
 /// Between two lines that say how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -307,10 +307,6 @@ impl Drop for Unfinished {
         }
         let _ = self.lock.unlock();
     }
-}
-
-fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 async fn blocking<T: Send + 'static>(

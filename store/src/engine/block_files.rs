@@ -11,7 +11,7 @@
 //! found out as well as a file that has lost something. A block is never changed: what stands for it is
 //! written behind the others, and the old one is dead. A file without live blocks is removed once no
 //! crash can bring back an index that leads to it; one that is worth it is given up, by writing again
-//! what is live in it ([`BlockFiles::wasteful`]).
+//! what is live in it ([`BlockFiles::give_up`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::EngineError;
+use crate::sync_dir::sync_dir;
 
 /// What is dead may be this part of what is live: one half.
 const WASTE_PART: u64 = 2;
@@ -36,11 +37,13 @@ pub(super) struct FileLimits {
     pub(super) file_bytes: u64,
     /// Less that is dead is not worth writing anything again, however little is live.
     pub(super) waste_min_bytes: u64,
+    /// So much is written again until its room is given back, more only for a single file.
+    pub(super) pass_bytes: u64,
 }
 
 impl Default for FileLimits {
     fn default() -> Self {
-        Self { file_bytes: 64 << 20, waste_min_bytes: 8 << 20 }
+        Self { file_bytes: 64 << 20, waste_min_bytes: 8 << 20, pass_bytes: 256 << 20 }
     }
 }
 
@@ -90,7 +93,7 @@ impl BlockHandle {
     }
 }
 
-/// A file with blocks, open for reading, however it is called by now.
+/// An open file with blocks.
 #[derive(Debug)]
 pub(super) struct BlockFile {
     path: PathBuf,
@@ -122,6 +125,9 @@ impl BlockFile {
     }
 }
 
+/// A file and its number.
+type Numbered = (u64, Arc<BlockFile>);
+
 fn checksum(start: &[u8], block: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(start), block)
 }
@@ -146,7 +152,7 @@ pub(super) struct BlockFiles {
     limits: FileLimits,
     usage: BTreeMap<u64, Usage>,
     /// The file that is appended to.
-    newest: Option<(u64, Arc<BlockFile>)>,
+    newest: Option<Numbered>,
     /// What the next file is called. A number is used once while the engine is open.
     next_number: u64,
 }
@@ -176,7 +182,7 @@ impl BlockFiles {
     }
 
     /// Counts in a block that the index leads to.
-    pub(super) fn count(&mut self, handle: &BlockHandle) -> Result<(), EngineError> {
+    pub(super) fn count_in(&mut self, handle: &BlockHandle) -> Result<(), EngineError> {
         let end = handle.offset.checked_add(handle.len.into());
         match self.usage.get_mut(&handle.file) {
             Some(usage) if end.is_some_and(|end| end <= usage.len_bytes) => {
@@ -192,48 +198,30 @@ impl BlockFiles {
     }
 
     /// Counts out a block that the index no longer leads to.
-    pub(super) fn release(&mut self, handle: &BlockHandle) {
+    pub(super) fn count_out(&mut self, handle: &BlockHandle) {
         if let Some(usage) = self.usage.get_mut(&handle.file) {
             usage.live_bytes -= u64::from(handle.len);
         }
     }
 
-    /// Begins another file if there is none that takes more. Gives it for reading.
-    pub(super) fn begin_file(&mut self) -> Result<Option<(u64, Arc<BlockFile>)>, EngineError> {
-        let is_full = |number: &u64| self.usage_of(*number).len_bytes >= self.limits.file_bytes;
-        if self.newest.as_ref().is_some_and(|(number, _)| !is_full(number)) {
-            return Ok(None);
-        }
-        let number = self.next_number;
-        let path = self.dir.join(file_name(number));
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
-        let file = file.map_err(EngineError::io("create", &path))?;
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(EngineError::io("sync", &self.dir))?;
-        self.next_number += 1;
-        let file = Arc::new(BlockFile { path, file });
-        self.usage.insert(number, Usage::default());
-        self.newest = Some((number, Arc::clone(&file)));
-        Ok(Some((number, file)))
-    }
-
-    /// Has what comes next go to another file.
-    pub(super) fn end_file(&mut self) {
-        self.newest = None;
-    }
-
-    /// Writes `bytes` to the file that was [begun](Self::begin_file) and syncs it. Says where each of
-    /// `blocks` in it then stands; they count as in use.
+    /// Writes `bytes` behind what was written before and syncs them. Says where each of `blocks` in
+    /// them then stands, which counts as live, and gives the file for reading if it is a new one.
     pub(super) fn append<'a>(
         &mut self,
         bytes: &[u8],
         blocks: impl Iterator<Item = (&'a [u8], Range<usize>)>,
-    ) -> Result<Vec<BlockHandle>, EngineError> {
-        let (number, newest) = self.newest.as_ref().expect("begin_file was called before");
-        let usage = self.usage.entry(*number).or_default();
+    ) -> Result<(Vec<BlockHandle>, Option<Numbered>), EngineError> {
+        let is_full = |number| self.usage_of(number).len_bytes >= self.limits.file_bytes;
+        let ((number, newest), new_file) = match &self.newest {
+            Some(newest) if !is_full(newest.0) => (newest.clone(), None),
+            _ => {
+                let newest = self.create()?;
+                (newest.clone(), Some(newest))
+            }
+        };
+        let usage = self.usage.entry(number).or_default();
         let begin = usage.len_bytes;
-        let BlockFile { path, file } = &**newest;
+        let BlockFile { path, file } = &*newest;
         file.write_all_at(bytes, begin).map_err(EngineError::io("write", path))?;
         file.sync_data().map_err(EngineError::io("sync", path))?;
         usage.len_bytes += bytes.len() as u64;
@@ -245,25 +233,38 @@ impl BlockFiles {
             let len = u32::try_from(block.len()).map_err(too_long)?;
             usage.live_bytes += u64::from(len);
             handles.push(BlockHandle {
-                file: *number,
+                file: number,
                 offset: begin + at.start as u64,
                 len,
                 checksum: checksum(start, block),
             });
         }
-        Ok(handles)
+        Ok((handles, new_file))
     }
 
-    /// The files without live blocks.
-    pub(super) fn dead(&mut self) -> Vec<u64> {
-        let is_dead = |usage: &Usage| usage.live_bytes == 0;
-        let newest = self.newest.as_ref().map(|(number, _)| self.usage_of(*number));
-        if newest.is_some_and(|newest| is_dead(&newest) && newest.len_bytes > 0) {
-            self.end_file();
-        }
+    /// Makes the file that is appended to from now on.
+    fn create(&mut self) -> Result<Numbered, EngineError> {
+        let number = self.next_number;
+        self.next_number += 1;
+        let path = self.dir.join(file_name(number));
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        let file = file.map_err(EngineError::io("create", &path))?;
+        sync_dir(&self.dir).map_err(EngineError::io("sync", &self.dir))?;
+        let file = Arc::new(BlockFile { path, file });
+        self.usage.insert(number, Usage::default());
+        self.newest = Some((number, Arc::clone(&file)));
+        Ok((number, file))
+    }
+
+    /// The files without live blocks, to be removed. Nothing is appended to them any more.
+    pub(super) fn retire_dead(&mut self) -> Vec<u64> {
+        let is_dead = |usage: &Usage| usage.live_bytes == 0 && usage.len_bytes > 0;
+        self.newest.take_if(|(number, _)| self.usage.get(number).is_some_and(is_dead));
         let newest = self.newest.as_ref().map(|(number, _)| *number);
-        let dead =
-            self.usage.iter().filter(|(number, usage)| is_dead(usage) && Some(**number) != newest);
+        let dead = self
+            .usage
+            .iter()
+            .filter(|(number, usage)| usage.live_bytes == 0 && Some(**number) != newest);
         dead.map(|(number, _)| *number).collect()
     }
 
@@ -273,24 +274,44 @@ impl BlockFiles {
         self.dir.join(file_name(number))
     }
 
-    /// The files to give up, once what is dead in all of them takes half of what is live:
+    /// The files to give up next, once what is dead in all of them takes half of what is live; nothing
+    /// is appended to them any more.
     ///
     /// ```text
     /// live 100 MB, dead 40 MB: none
-    /// live 100 MB, dead 50 MB: those of which a quarter or more is dead
+    /// live 100 MB, dead 50 MB: those of which a quarter or more is dead, the emptiest first
     /// ```
-    /// So at most three bytes are written again for each that is given back.
-    pub(super) fn wasteful(&self) -> Option<BTreeSet<u64>> {
-        // The others go by themselves.
-        let used = || self.usage.iter().filter(|(_, usage)| usage.live_bytes > 0);
-        let live: u64 = used().map(|(_, usage)| usage.live_bytes).sum();
-        let dead: u64 = used().map(|(_, usage)| usage.dead_bytes()).sum();
-        if dead < self.limits.waste_min_bytes.max(live / WASTE_PART) {
+    /// So at most three bytes are written again for each that is given back. They are as many as may
+    /// be written before room comes back: what is dead already waits to be removed first.
+    pub(super) fn give_up(&mut self) -> Option<BTreeSet<u64>> {
+        let given_up = self.to_give_up()?;
+        self.newest.take_if(|(number, _)| given_up.contains(number));
+        Some(given_up)
+    }
+
+    fn to_give_up(&self) -> Option<BTreeSet<u64>> {
+        let (used, unused): (Vec<_>, Vec<_>) =
+            self.usage.iter().partition(|(_, usage)| usage.live_bytes > 0);
+        let live: u64 = used.iter().map(|(_, usage)| usage.live_bytes).sum();
+        let dead: u64 = used.iter().map(|(_, usage)| usage.dead_bytes()).sum();
+        let waiting: u64 = unused.iter().map(|(_, usage)| usage.len_bytes).sum();
+        if dead < self.limits.waste_min_bytes.max(live / WASTE_PART)
+            || waiting >= self.limits.pass_bytes
+        {
             return None;
         }
         let is_wasteful =
             |usage: &Usage| usage.dead_bytes() >= usage.len_bytes / WASTEFUL_FILE_PART;
-        Some(used().filter(|(_, usage)| is_wasteful(usage)).map(|(number, _)| *number).collect())
+        let mut wasteful: Vec<_> =
+            used.into_iter().filter(|(_, usage)| is_wasteful(usage)).collect();
+        wasteful.sort_by_key(|(_, usage)| usage.live_bytes);
+        let mut bytes = 0;
+        let fits = |(_, usage): &(&u64, &Usage)| {
+            let is_first = bytes == 0;
+            bytes += usage.live_bytes;
+            is_first || bytes <= self.limits.pass_bytes
+        };
+        Some(wasteful.into_iter().take_while(fits).map(|(number, _)| *number).collect())
     }
 
     fn usage_of(&self, number: u64) -> Usage {
@@ -311,25 +332,28 @@ fn file_name(number: u64) -> String {
 mod tests {
     use super::*;
 
-    /// Which of the files, numbered from 1, are to be given up; each has a length and what is live.
-    fn wasteful(files: &[(u64, u64)]) -> Option<Vec<u64>> {
+    /// The length of each file, and what is live of it.
+    type Sizes = &'static [(u64, u64)];
+
+    /// Which of the files, numbered from 1, are to be given up.
+    fn to_give_up(files: Sizes) -> Option<Vec<u64>> {
         let usage = |(len_bytes, live_bytes): &(u64, u64)| Usage {
             len_bytes: *len_bytes,
             live_bytes: *live_bytes,
         };
         let files = BlockFiles {
             dir: PathBuf::new(),
-            limits: FileLimits { file_bytes: 100, waste_min_bytes: 40 },
+            limits: FileLimits { file_bytes: 100, waste_min_bytes: 40, pass_bytes: 200 },
             usage: (1..).zip(files.iter().map(usage)).collect(),
             newest: None,
             next_number: 1,
         };
-        files.wasteful().map(|files| files.into_iter().collect())
+        files.to_give_up().map(|files| files.into_iter().collect())
     }
 
     #[test]
     fn files_are_given_up_once_half_as_much_is_dead_as_is_live() {
-        let cases: [(&[(u64, u64)], Option<&[u64]>); 7] = [
+        let cases: [(Sizes, Option<&[u64]>); 9] = [
             (&[], None),
             (&[(100, 70), (100, 70), (100, 70)], None),
             (&[(100, 66), (100, 66), (100, 66)], Some(&[1, 2, 3])),
@@ -339,9 +363,12 @@ mod tests {
             // However little is live, a little is not worth it.
             (&[(40, 1)], None),
             (&[(41, 1)], Some(&[1])),
+            // What is written again has its bounds, and what is dead goes first.
+            (&[(200, 100), (300, 150), (200, 110), (100, 80)], Some(&[1])),
+            (&[(200, 100), (100, 0), (100, 0)], None),
         ];
         for (files, expected) in cases {
-            assert_eq!(wasteful(files).as_deref(), expected, "{files:?}");
+            assert_eq!(to_give_up(files).as_deref(), expected, "{files:?}");
         }
     }
 

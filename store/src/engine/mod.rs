@@ -90,11 +90,13 @@ pub(crate) trait Engine: Send + Sync + fmt::Debug {
     /// Carries out a whole batch or, after a crash, nothing of it.
     fn write(&self, batch: WriteBatch) -> Result<(), EngineError>;
 
-    /// Returns once everything written before is on the disk, as far as the engine can tell.
+    /// Returns once everything written before is on the disk, as far as the engine can tell. Gives back
+    /// room that nothing needs any more.
     fn flush(&self) -> Result<(), EngineError>;
 
-    /// Gives back a little of the room that only holds what was deleted or replaced, where that is
-    /// worth it. To be called again as long as it says true.
+    /// Does a little so that room comes back that only holds what was deleted or replaced, where that is
+    /// worth it. To be called again as long as it says true, and from time to time after a flush: the
+    /// room is given back there, and what this writes takes some until then.
     fn reclaim(&self) -> Result<bool, EngineError>;
 
     /// What the engine takes up: on disk, or in memory when it has no disk.

@@ -2,7 +2,7 @@
 //!
 //! Keys below [`blocks::FIRST_KEY`], which are few and change in place, stand in sled with their
 //! values. All others stand in [`blocks`], which lie in [files of their own](super::block_files).
-//! sled is the index of these: under the key that a block is kept under it has the block's handle. The
+//! sled is the index of these: it maps the key that a block is kept under to the block's handle. The
 //! handles of a whole batch change at once, together with the keys of the first kind.
 //!
 //! ```text
@@ -38,6 +38,10 @@ use sled::IVec;
 use super::block_files::{BlockFile, BlockFiles, BlockHandle, FileLimits};
 use super::blocks::{self, Change, Packed};
 use super::{Engine, EngineError, Visit, WriteBatch};
+use crate::sync_dir::sync_dir;
+
+/// Where sled keeps its tree.
+const INDEX_FILE: &str = "db";
 
 /// The directory of the files with blocks, beside sled's.
 const BLOCKS_DIR: &str = "blocks";
@@ -69,6 +73,8 @@ impl Default for StepLimits {
 pub(crate) struct SledEngine {
     path: PathBuf,
     db: sled::Db,
+    /// Open all the time, so that no error of writing it back goes unnoticed.
+    index_file: File,
     step: StepLimits,
     /// Held while blocks change; taken before `layout`.
     writer: Mutex<Writer>,
@@ -162,17 +168,20 @@ impl SledEngine {
         let db = panic::catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|panic| {
             EngineError::Panicked { path: path.to_owned(), message: panic_message(&*panic) }
         })??;
+        let index_file = path.join(INDEX_FILE);
+        let index_file = File::open(&index_file).map_err(EngineError::io("open", &index_file))?;
         let (mut files, open_files) = BlockFiles::open(path.join(BLOCKS_DIR), limits)?;
         let mut last = None;
         for block in db.range(blocks::FIRST_KEY..) {
             let (start, handle) = block?;
             let handle = BlockHandle::decode(&start, &handle)?;
-            files.count(&handle)?;
+            files.count_in(&handle)?;
             last = Some((start, handle));
         }
         let engine = Self {
             path: path.to_owned(),
             db,
+            index_file,
             step,
             layout: RwLock::new(Layout { moves: 0, files: open_files }),
             blocks_bytes: AtomicU64::new(files.size_bytes()),
@@ -193,16 +202,13 @@ impl SledEngine {
         self.db.range(blocks::FIRST_KEY..).count()
     }
 
-    /// Has on the disk what sled has handed to the kernel.
+    /// Has on the disk what sled has handed to the kernel, and that there are such files at all.
     fn sync_index(&self) -> Result<(), EngineError> {
         // An fdatasync by any descriptor covers what sled wrote through its own.
-        let file = self.path.join("db");
-        File::open(&file)
-            .and_then(|file| file.sync_data())
-            .map_err(EngineError::io("sync", &file))?;
-        File::open(&self.path)
-            .and_then(|dir| dir.sync_all())
-            .map_err(EngineError::io("sync", &self.path))
+        self.index_file
+            .sync_data()
+            .map_err(EngineError::io("sync", &self.path.join(INDEX_FILE)))?;
+        sync_dir(&self.path).map_err(EngineError::io("sync", &self.path))
     }
 
     /// The key that the block is kept under in which `key` stands if it is there, and the block's
@@ -281,10 +287,10 @@ impl SledEngine {
         }
         let added = &changes.added;
         if !added.bytes().is_empty() {
-            if let Some((number, file)) = files.begin_file()? {
+            let (handles, new_file) = files.append(added.bytes(), added.blocks())?;
+            if let Some((number, file)) = new_file {
                 self.layout.write().files.insert(number, file);
             }
-            let handles = files.append(added.bytes(), added.blocks())?;
             self.blocks_bytes.store(files.size_bytes(), Ordering::Relaxed);
             for ((start, _), handle) in added.blocks().zip(handles) {
                 // Of two operations on one key the later one wins.
@@ -298,7 +304,7 @@ impl SledEngine {
         }
         drop(layout);
         for (_, handle) in &changes.removed {
-            files.release(handle);
+            files.count_out(handle);
         }
         Ok(())
     }
@@ -308,6 +314,7 @@ impl SledEngine {
         let mut next = range.start.to_vec();
         let mut at_moves = None;
         let mut blocks = self.db.range(range.clone());
+        // No lock is held while it is read and shown.
         let mut block = Vec::new();
         loop {
             let (start, handle, file) = {
@@ -433,7 +440,7 @@ impl Engine for SledEngine {
     }
 
     fn flush(&self) -> Result<(), EngineError> {
-        let dead = self.writer.lock().files.dead();
+        let dead = self.writer.lock().files.retire_dead();
         self.db.flush()?;
         self.sync_index()?;
         // From here on no crash brings back a handle that leads to them.
@@ -461,9 +468,7 @@ impl Engine for SledEngine {
         let mut writer = self.writer.lock();
         let Writer { files, pass, .. } = &mut *writer;
         let Some(Pass { files: given_up, next }) = pass else {
-            let Some(given_up) = files.wasteful() else { return Ok(false) };
-            // It may be one of them.
-            files.end_file();
+            let Some(given_up) = files.give_up() else { return Ok(false) };
             *pass = Some(Pass { files: given_up, next: blocks::FIRST_KEY.to_vec() });
             return Ok(true);
         };

@@ -67,7 +67,8 @@ fn the_later_operation_of_a_batch_wins() {
 }
 
 /// So small that a few kilobytes fill a file, and that it is soon worth giving one up.
-const SMALL_FILES: FileLimits = FileLimits { file_bytes: 20_000, waste_min_bytes: 5_000 };
+const SMALL_FILES: FileLimits =
+    FileLimits { file_bytes: 20_000, waste_min_bytes: 5_000, pass_bytes: 15_000 };
 
 /// So small that no file is given up in one step.
 const SMALL_STEPS: StepLimits = StepLimits { bytes: 8_000, blocks: 5 };
@@ -78,6 +79,14 @@ fn try_open_small(dir: &Path) -> Result<SledEngine, EngineError> {
 
 fn open_small(dir: &Path) -> SledEngine {
     try_open_small(dir).unwrap()
+}
+
+/// Goes on until nothing more is worth it.
+fn reclaim_all(engine: &SledEngine) {
+    while engine.reclaim().unwrap() {
+        while engine.reclaim().unwrap() {}
+        engine.flush().unwrap();
+    }
 }
 
 /// The numbers of the files with blocks.
@@ -244,6 +253,8 @@ fn room_comes_back_from_files_that_are_mostly_dead_and_from_those_that_all_are()
     // What stays in the first half is scattered, the second half goes as a whole.
     delete(&engine, (0..20).filter(|n| n % 4 != 0).chain(20..40));
     let left: Vec<u32> = (0..20).step_by(4).collect();
+    assert!(!engine.reclaim().unwrap(), "what is dead goes first");
+    engine.flush().unwrap();
     assert!(engine.reclaim().unwrap(), "nothing is worth it");
     // While somebody reads, all is given back.
     let mut shown = 0;
@@ -251,7 +262,7 @@ fn room_comes_back_from_files_that_are_mostly_dead_and_from_those_that_all_are()
         .scan(&[0x10]..&[0x11], &mut |found, value| {
             assert_eq!((found, value), (&*key(shown * 4), &[shown as u8 * 4; 5000][..]));
             shown += 1;
-            while engine.reclaim().unwrap() {}
+            reclaim_all(&engine);
             engine.flush().unwrap();
             ControlFlow::Continue(())
         })
@@ -316,7 +327,7 @@ fn an_index_that_a_crash_brings_back_still_leads_to_its_blocks() {
     assert_eq!(numbers(&back), (20..100).collect::<Vec<_>>());
     // What the crash has left over goes, and what comes now is not mixed with it.
     put(&back, 100..120, 1500);
-    while back.reclaim().unwrap() {}
+    reclaim_all(&back);
     back.flush().unwrap();
     let expected: Vec<_> =
         (20..120).map(|n| (key(n), vec![n as u8; if n < 100 { 2000 } else { 1500 }])).collect();
@@ -411,19 +422,31 @@ fn who_reads_while_blocks_move_and_files_go_finds_what_stays() {
                 put(&engine, round * 100..(round + 1) * 100, 700);
                 delete(&engine, (round * 100..(round + 1) * 100).filter(|n| !stays(n)));
                 while engine.reclaim().unwrap() {}
-                engine.flush().unwrap();
             }
         });
-        while !writer.is_finished() {
-            let found = numbers(&engine);
-            assert!(found.is_sorted_by(|before, after| before < after), "{found:?}");
-            let last = found.last().map_or(0, |last| last / 100 * 100);
-            let kept: Vec<u32> = found.into_iter().filter(|n| stays(n) && *n < last).collect();
-            assert_eq!(kept, (0..last).step_by(10).collect::<Vec<_>>());
-            for n in kept {
-                assert_eq!(engine.get(&key(n)).unwrap().unwrap(), vec![n as u8; 700]);
+        let flush = || {
+            while !writer.is_finished() {
+                engine.flush().unwrap();
             }
-        }
+        };
+        std::thread::scope(|scope| {
+            let _flushers = [scope.spawn(flush), scope.spawn(flush)];
+            while !writer.is_finished() {
+                let found = numbers(&engine);
+                assert!(found.is_sorted_by(|before, after| before < after), "{found:?}");
+                let last = found.last().map_or(0, |last| last / 100 * 100);
+                let kept: Vec<u32> = found.into_iter().filter(|n| stays(n) && *n < last).collect();
+                assert_eq!(kept, (0..last).step_by(10).collect::<Vec<_>>());
+                for n in kept {
+                    assert_eq!(engine.get(&key(n)).unwrap().unwrap(), vec![n as u8; 700]);
+                }
+            }
+        });
     });
+    reclaim_all(&engine);
+    engine.flush().unwrap();
     assert!(blocks_bytes(dir.path()) < 2 * 210_000 + 30_000, "{}", blocks_bytes(dir.path()));
+    drop(engine);
+    let expected: Vec<u32> = (0..rounds * 100).filter(stays).collect();
+    assert_eq!(numbers(&open_small(dir.path())), expected);
 }

@@ -4,8 +4,8 @@
 //! more, so neither it nor the engine is searched. These records leave the index at once and count as
 //! [`Garbage`] until they leave the engine, which takes place when it is worth it or somebody waits for
 //! it. A record goes only once the engine itself has the compaction's mark: then it also has every
-//! write up to it, and a crash cannot bring back a value whose deletion was forgotten. What it leaves in
-//! the engine's files is given back last.
+//! write up to it, and a crash cannot bring back a value whose deletion was forgotten. Room
+//! that is only half used then in the engine's files is given back last.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,9 +22,9 @@ const STEP_KEYS: usize = 128;
 /// How many versions leave the index in one step, under the lock.
 const STEP_VERSIONS: usize = 4096;
 
-/// How many records leave the engine in one step. At worst each of them is in another block, which
-/// is some 2 MB to be written.
-const STEP_RECORDS: usize = 256;
+/// How many records leave the engine in one step, which ends with a sync. At worst each of them is in
+/// another block, which is some 4 MB to be written.
+const STEP_RECORDS: usize = 512;
 /// No more than this either: the blocks that they stand in are in memory meanwhile.
 const STEP_BYTES: u64 = 2 << 20;
 

@@ -22,6 +22,7 @@ use super::{Limits, Moved, Mvcc};
 use crate::engine::{Engine, EngineError, SledEngine};
 use crate::raft::types::LogId;
 use crate::snapshot::SnapshotMeta;
+use crate::sync_dir::sync_dir;
 
 const CURRENT: &str = "CURRENT";
 const CURRENT_TEMPORARY: &str = "CURRENT.tmp";
@@ -241,9 +242,7 @@ impl StateDir {
             .map_err(EngineError::io("write", &temporary))?;
         fs::rename(&temporary, self.path.join(CURRENT))
             .map_err(EngineError::io("rename", &temporary))?;
-        File::open(&self.path)
-            .and_then(|dir| dir.sync_all())
-            .map_err(EngineError::io("sync", &self.path))
+        sync_dir(&self.path).map_err(EngineError::io("sync", &self.path))
     }
 
     fn set_aside(&self, engine: &Path) -> Result<(), EngineError> {

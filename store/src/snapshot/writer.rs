@@ -11,6 +11,7 @@ use super::format::{self, Header, Lease, Leases, MAGIC, Record, Records, Trailer
 use super::{SnapshotError, SnapshotMeta};
 use crate::mvcc::LeaseInfo;
 use crate::raft::codec;
+use crate::sync_dir::sync_dir;
 
 /// After so many bytes the file is synced, so that the syncs of the log never have all of it before
 /// them.
@@ -147,5 +148,5 @@ impl Drop for SnapshotWriter {
 pub(super) fn publish(temporary: &Path, path: &Path) -> Result<(), SnapshotError> {
     fs::rename(temporary, path).map_err(SnapshotError::io("rename", temporary))?;
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(SnapshotError::io("sync", dir))
+    sync_dir(dir).map_err(SnapshotError::io("sync", dir))
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::sync_dir::sync_dir;
 use prometheus::Histogram;
 use tokio::time::Instant;
 
@@ -76,10 +77,6 @@ impl DiskDir {
     fn file(&self, file: File) -> Arc<dyn LogFile> {
         Arc::new(DiskFile { file, sync_seconds: self.sync_seconds.clone() })
     }
-}
-
-fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 impl LogDir for DiskDir {
