@@ -87,6 +87,11 @@ impl BlockHandle {
         })
     }
 
+    /// The error when its file is not there.
+    pub(super) fn without_file(&self) -> EngineError {
+        EngineError::Damaged(format!("file {} of blocks is gone", self.file))
+    }
+
     /// How long the block is.
     pub(super) fn len(&self) -> usize {
         self.len as usize
@@ -122,6 +127,11 @@ impl BlockFile {
         } else {
             Err(damaged("is not what was written there"))
         }
+    }
+
+    /// Unlinks it. Whoever has it open can still read it.
+    pub(super) fn remove(&self) -> Result<(), EngineError> {
+        fs::remove_file(&self.path).map_err(EngineError::io("remove", &self.path))
     }
 }
 
@@ -193,7 +203,7 @@ impl BlockFiles {
                 let text = format!("file {} of blocks ends at {}", handle.file, usage.len_bytes);
                 Err(EngineError::Damaged(text))
             }
-            None => Err(EngineError::Damaged(format!("file {} of blocks is gone", handle.file))),
+            None => Err(handle.without_file()),
         }
     }
 
@@ -211,9 +221,11 @@ impl BlockFiles {
         bytes: &[u8],
         blocks: impl Iterator<Item = (&'a [u8], Range<usize>)>,
     ) -> Result<(Vec<BlockHandle>, Option<Numbered>), EngineError> {
-        let is_full = |number| self.usage_of(number).len_bytes >= self.limits.file_bytes;
+        let takes_more = |usage: &Usage| usage.len_bytes < self.limits.file_bytes;
         let ((number, newest), new_file) = match &self.newest {
-            Some(newest) if !is_full(newest.0) => (newest.clone(), None),
+            Some(newest) if self.usage.get(&newest.0).is_some_and(takes_more) => {
+                (newest.clone(), None)
+            }
             _ => {
                 let newest = self.create()?;
                 (newest.clone(), Some(newest))
@@ -246,7 +258,7 @@ impl BlockFiles {
     fn create(&mut self) -> Result<Numbered, EngineError> {
         let number = self.next_number;
         self.next_number += 1;
-        let path = self.dir.join(file_name(number));
+        let path = self.dir.join(format!("{number:016}"));
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(EngineError::io("create", &path))?;
         sync_dir(&self.dir).map_err(EngineError::io("sync", &self.dir))?;
@@ -258,20 +270,19 @@ impl BlockFiles {
 
     /// The files without live blocks, to be removed. Nothing is appended to them any more.
     pub(super) fn retire_dead(&mut self) -> Vec<u64> {
-        let is_dead = |usage: &Usage| usage.live_bytes == 0 && usage.len_bytes > 0;
-        self.newest.take_if(|(number, _)| self.usage.get(number).is_some_and(is_dead));
-        let newest = self.newest.as_ref().map(|(number, _)| *number);
-        let dead = self
+        let dead: Vec<u64> = self
             .usage
             .iter()
-            .filter(|(number, usage)| usage.live_bytes == 0 && Some(**number) != newest);
-        dead.map(|(number, _)| *number).collect()
+            .filter(|(_, usage)| usage.live_bytes == 0)
+            .map(|(number, _)| *number)
+            .collect();
+        self.newest.take_if(|(number, _)| dead.contains(number));
+        dead
     }
 
-    /// No longer counts a dead file, which the caller removes. Whoever has it open can still read it.
-    pub(super) fn forget(&mut self, number: u64) -> PathBuf {
+    /// No longer counts a dead file, which the caller removes.
+    pub(super) fn forget(&mut self, number: u64) {
         self.usage.remove(&number);
-        self.dir.join(file_name(number))
     }
 
     /// The files to give up next, once what is dead in all of them takes half of what is live; nothing
@@ -314,18 +325,10 @@ impl BlockFiles {
         Some(wasteful.into_iter().take_while(fits).map(|(number, _)| *number).collect())
     }
 
-    fn usage_of(&self, number: u64) -> Usage {
-        self.usage.get(&number).copied().unwrap_or_default()
-    }
-
     /// What all of them take.
     pub(super) fn size_bytes(&self) -> u64 {
         self.usage.values().map(|usage| usage.len_bytes).sum()
     }
-}
-
-fn file_name(number: u64) -> String {
-    format!("{number:016}")
 }
 
 #[cfg(test)]

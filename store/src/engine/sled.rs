@@ -172,9 +172,8 @@ impl SledEngine {
         let index_file = File::open(&index_file).map_err(EngineError::io("open", &index_file))?;
         let (mut files, open_files) = BlockFiles::open(path.join(BLOCKS_DIR), limits)?;
         let mut last = None;
-        for block in db.range(blocks::FIRST_KEY..) {
-            let (start, handle) = block?;
-            let handle = BlockHandle::decode(&start, &handle)?;
+        for found in db.range(blocks::FIRST_KEY..) {
+            let (start, handle) = decode(found)?;
             files.count_in(&handle)?;
             last = Some((start, handle));
         }
@@ -214,12 +213,7 @@ impl SledEngine {
     /// The key that the block is kept under in which `key` stands if it is there, and the block's
     /// handle.
     fn handle_of(&self, key: &[u8]) -> Result<Option<(IVec, BlockHandle)>, EngineError> {
-        let Some(found) = self.db.range(blocks::FIRST_KEY..=key).next_back() else {
-            return Ok(None);
-        };
-        let (start, handle) = found?;
-        let handle = BlockHandle::decode(&start, &handle)?;
-        Ok(Some((start, handle)))
+        self.db.range(blocks::FIRST_KEY..=key).next_back().map(decode).transpose()
     }
 
     fn read(&self, start: IVec, handle: BlockHandle) -> Result<Block, EngineError> {
@@ -314,7 +308,6 @@ impl SledEngine {
         let mut next = range.start.to_vec();
         let mut at_moves = None;
         let mut blocks = self.db.range(range.clone());
-        // No lock is held while it is read and shown.
         let mut block = Vec::new();
         loop {
             let (start, handle, file) = {
@@ -326,10 +319,10 @@ impl SledEngine {
                     blocks = self.db.range(first..range.end);
                 }
                 let Some(found) = blocks.next() else { return Ok(()) };
-                let (start, handle) = found?;
-                let handle = BlockHandle::decode(&start, &handle)?;
+                let (start, handle) = decode(found)?;
                 (start, handle, layout.file(&handle)?)
             };
+            // No lock is held while it is read and shown.
             file.read(&start, &handle, &mut block)?;
             let mut last = None;
             for pair in blocks::pairs(&block) {
@@ -356,8 +349,7 @@ impl SledEngine {
 
 impl Layout {
     fn file(&self, handle: &BlockHandle) -> Result<Arc<BlockFile>, EngineError> {
-        let gone = || EngineError::Damaged(format!("file {} of blocks is gone", handle.file));
-        self.files.get(&handle.file).cloned().ok_or_else(gone)
+        self.files.get(&handle.file).cloned().ok_or_else(|| handle.without_file())
     }
 }
 
@@ -365,6 +357,13 @@ impl std::fmt::Debug for SledEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "SledEngine({})", self.path.display())
     }
+}
+
+/// The key that a block is kept under, and its handle, as sled has found them.
+fn decode(found: sled::Result<(IVec, IVec)>) -> Result<(IVec, BlockHandle), EngineError> {
+    let (start, handle) = found?;
+    let handle = BlockHandle::decode(&start, &handle)?;
+    Ok((start, handle))
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
@@ -449,16 +448,19 @@ impl Engine for SledEngine {
             let mut writer = self.writer.lock();
             let mut layout = self.layout.write();
             for number in dead {
-                if layout.files.remove(&number).is_some() {
-                    removed.push(writer.files.forget(number));
+                // Another flush may have been faster.
+                if let Some(file) = layout.files.remove(&number) {
+                    writer.files.forget(number);
+                    removed.push(file);
                 }
             }
             self.blocks_bytes.store(writer.files.size_bytes(), Ordering::Relaxed);
         }
-        for path in removed {
+        for file in removed {
             // It is tried again when the engine is opened.
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "a file without use stays");
+            if let Err(error) = file.remove() {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "a file without use stays");
             }
         }
         Ok(())
@@ -474,14 +476,13 @@ impl Engine for SledEngine {
         };
         let mut done = BlockChanges { moves: true, ..BlockChanges::default() };
         let (mut run, mut bytes, mut is_last) = (Vec::new(), 0, true);
-        for (looked_at, block) in self.db.range(next.as_slice()..).enumerate() {
-            let (start, handle) = block?;
+        for (looked_at, found) in self.db.range(next.as_slice()..).enumerate() {
+            let (start, handle) = decode(found)?;
             if looked_at == self.step.blocks || bytes >= self.step.bytes {
                 *next = start.to_vec();
                 is_last = false;
                 break;
             }
-            let handle = BlockHandle::decode(&start, &handle)?;
             if given_up.contains(&handle.file) {
                 bytes += handle.len();
                 run.push(Touched { old: Some(self.read(start, handle)?), changes: &[] });

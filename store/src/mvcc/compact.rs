@@ -4,8 +4,8 @@
 //! more, so neither it nor the engine is searched. These records leave the index at once and count as
 //! [`Garbage`] until they leave the engine, which takes place when it is worth it or somebody waits for
 //! it. A record goes only once the engine itself has the compaction's mark: then it also has every
-//! write up to it, and a crash cannot bring back a value whose deletion was forgotten. Room
-//! that is only half used then in the engine's files is given back last.
+//! write up to it, and a crash cannot bring back a value whose deletion was forgotten. Room in
+//! the engine's files that is only partly used then is given back last.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
